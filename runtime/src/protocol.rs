@@ -1,0 +1,291 @@
+//! What the supervisor, a machine's process and the page server say to each
+//! other. Every message is small and typed; bulk data stays in descriptors
+//! that travel beside it.
+//!
+//! Both servers answer requests in order with exactly one reply each, and may
+//! send events at any time in between.
+
+use serde::{Deserialize, Serialize};
+
+/// Guest pages and disk blocks are both this long, in bytes.
+pub const PAGE_SIZE: u64 = 4096;
+
+/// The vsock port on which the guest agent listens.
+pub const AGENT_PORT: u32 = 1024;
+
+/// What the guest can see of its machine. Part of every snapshot: two
+/// machines with different configurations are different machines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineConfig {
+    /// Guest memory in bytes, a multiple of [`PAGE_SIZE`].
+    pub memory_bytes: u64,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Block devices in the order of their names in the guest: vda, vdb, …
+    pub disks: Vec<DiskConfig>,
+}
+
+/// One block device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskConfig {
+    /// Length in bytes; a multiple of 512.
+    pub len: u64,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+}
+
+/// How a machine begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Start {
+    /// Loads a kernel into empty memory.
+    Boot {
+        /// Kernel command line without the device declarations, which the
+        /// machine adds.
+        cmdline: String,
+    },
+    /// Continues from a saved instant; memory comes from its pool.
+    Restore {
+        /// Bytes of a former [`VmmReply::Saved`].
+        state: Vec<u8>,
+    },
+}
+
+/// From the supervisor to a machine's process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmmRequest {
+    /// Makes the machine, stopped before its first instruction.
+    ///
+    /// Descriptors, in this order: the console log (append); for each disk
+    /// its pool (read-only memfd) and then its overlay (read-write file, sparse,
+    /// as long as the disk); then for [`Start::Boot`] the kernel file, for
+    /// [`Start::Restore`] the memory pool (read-only memfd).
+    /// Answered by [`VmmReply::Built`].
+    Build {
+        /// What the guest sees.
+        config: MachineConfig,
+        /// How it begins.
+        start: Start,
+    },
+    /// Lets the vCPUs run. Answered by [`VmmReply::Running`].
+    Resume,
+    /// Stops the vCPUs and parks the devices. Answered by [`VmmReply::Paused`].
+    Pause {
+        /// Give up, and let the machine go on, after this long.
+        deadline_ms: u64,
+    },
+    /// Describes the paused machine. Answered by [`VmmReply::Saved`].
+    Save,
+    /// Opens a stream to a guest port. One descriptor: the host's end, a
+    /// stream socket that the machine serves from now on. Answered by
+    /// [`VmmReply::Connecting`] at once; a refusal by the guest closes the
+    /// socket.
+    Connect {
+        /// vsock port in the guest.
+        port: u32,
+    },
+    /// Ends the process. Answered by [`VmmReply::Stopping`].
+    Stop,
+}
+
+/// From a machine's process to the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmmMessage {
+    /// The answer to the oldest unanswered request.
+    Reply(Result<VmmReply, String>),
+    /// Something that happened by itself.
+    Event(VmmEvent),
+}
+
+/// The answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmmReply {
+    /// The machine exists. Descriptors, in this order: the userfaultfd with
+    /// every pooled region registered, `/proc/self/pagemap`, `/proc/self/mem`.
+    Built {
+        /// Where its memory and disk caches lie in the process.
+        regions: Vec<Region>,
+    },
+    /// The vCPUs run.
+    Running {
+        /// `CLOCK_MONOTONIC` just before the first vCPU entered the guest, in
+        /// nanoseconds.
+        entered_ns: u64,
+    },
+    /// No vCPU runs and no device touches memory or overlays until `Resume`.
+    Paused,
+    /// Everything but memory and disks.
+    Saved {
+        /// Serialized machine state.
+        state: Vec<u8>,
+        /// For each disk, the blocks its overlay holds, as ascending runs.
+        overlays: Vec<Vec<PageRun>>,
+    },
+    /// The stream is being set up.
+    Connecting,
+    /// The process ends now.
+    Stopping,
+}
+
+/// Unasked news from a machine's process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmmEvent {
+    /// The machine is over; the process ends after this.
+    Exited {
+        /// Why, for a person.
+        reason: String,
+        /// Whether the guest asked for it.
+        clean: bool,
+    },
+}
+
+/// A run of pages: `first..first + count`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRun {
+    /// Index of the first page.
+    pub first: u64,
+    /// Number of pages.
+    pub count: u64,
+}
+
+/// What a region of a machine process's address space holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Content {
+    /// Guest memory.
+    Memory,
+    /// The read cache of a disk, by its index.
+    Disk(u32),
+}
+
+/// A mapping in a machine's process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Region {
+    /// Which image it shows.
+    pub content: Content,
+    /// Host virtual address in that process.
+    pub address: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Where in the image it starts, in bytes.
+    pub offset: u64,
+    /// Whether a pool backs it, so that its faults go to the page server.
+    pub pooled: bool,
+}
+
+/// Names a pool for the life of a page server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PoolId(pub u64);
+
+/// Names a machine for the life of a page server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MachineKey(pub u64);
+
+/// From the supervisor to the page server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PagerRequest {
+    /// Gives the page server a pack to read from. One descriptor: the pack,
+    /// read-only. Packs already known are ignored. Answered by
+    /// [`PagerReply::Done`].
+    AddPack {
+        /// The engine's pack id.
+        pack: u64,
+    },
+    /// Makes an empty pool for an image. One descriptor: the image's page
+    /// map, as the engine serialized it. Answered by [`PagerReply::Pool`].
+    OpenPool {
+        /// The name of the new pool.
+        pool: PoolId,
+    },
+    /// Forgets a pool that no machine uses. Answered by [`PagerReply::Done`].
+    ClosePool {
+        /// Which.
+        pool: PoolId,
+    },
+    /// Serves a machine's faults from now on. One descriptor: its
+    /// userfaultfd. Answered by [`PagerReply::Done`].
+    Attach {
+        /// The name of the machine.
+        machine: MachineKey,
+        /// Its pooled mappings, each with its pool.
+        regions: Vec<(PoolId, Region)>,
+    },
+    /// Stops serving a machine. Answered by [`PagerReply::Machine`].
+    Detach {
+        /// Which.
+        machine: MachineKey,
+    },
+    /// Counters. Answered by [`PagerReply::Stats`].
+    Stats,
+}
+
+/// From the page server to the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PagerMessage {
+    /// The answer to the oldest unanswered request.
+    Reply(Result<PagerReply, String>),
+    /// Something that happened by itself.
+    Event(PagerEvent),
+}
+
+/// The answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PagerReply {
+    /// It is so.
+    Done,
+    /// A pool is ready. One descriptor: its memfd, read-only.
+    Pool,
+    /// The last counters of a machine.
+    Machine(MachineFaults),
+    /// All counters.
+    Stats {
+        /// Every pool.
+        pools: Vec<(PoolId, PoolStats)>,
+        /// Every attached machine.
+        machines: Vec<(MachineKey, MachineFaults)>,
+    },
+}
+
+/// Counters of one pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolStats {
+    /// Length of the image in bytes.
+    pub len: u64,
+    /// Pages resident in the pool.
+    pub resident_pages: u64,
+    /// Pages that were read from the store, verified and installed.
+    pub stored_pages: u64,
+    /// Pages installed as zeros because the image has a hole there.
+    pub zero_pages: u64,
+    /// Frames read from the store.
+    pub frames_read: u64,
+    /// Bytes read from packs.
+    pub bytes_read: u64,
+}
+
+/// Counters of one machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineFaults {
+    /// Faults that reached the page server.
+    pub faults: u64,
+    /// Of these, those that had to read the store.
+    pub store_faults: u64,
+    /// Pages installed in pools on behalf of this machine, neighbours
+    /// included.
+    pub pages_installed: u64,
+}
+
+/// Unasked news from the page server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PagerEvent {
+    /// A page that a machine needs cannot be had. The page is poisoned in
+    /// that machine, which must be stopped.
+    PageLost {
+        /// The machine that faulted.
+        machine: MachineKey,
+        /// The pool.
+        pool: PoolId,
+        /// Page index in the image.
+        page: u64,
+        /// Names the chunk, the pack and what is wrong.
+        error: String,
+    },
+}

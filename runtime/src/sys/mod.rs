@@ -1,0 +1,4 @@
+//! Raw kernel interfaces, each wrapped once: everything above this layer is
+//! written against safe functions and owned descriptors.
+
+pub mod channel;
