@@ -12,6 +12,7 @@
 //! that leaves the engine was verified against its hash.
 
 mod catalog;
+mod check;
 mod chunk;
 mod depot;
 mod env;
@@ -28,6 +29,7 @@ mod tree;
 mod units;
 
 pub use catalog::{Entry, Role, SnapshotRecord};
+pub use check::{CheckReport, Damage};
 pub use chunk::Page;
 pub use env::Clock;
 pub use error::{ErrorKind, FormatError, ReadCause, ReadError, StoreError};
