@@ -17,6 +17,8 @@ mod chunk;
 mod depot;
 mod env;
 mod error;
+#[cfg(test)]
+mod garbage;
 mod id;
 mod index;
 mod ingest;

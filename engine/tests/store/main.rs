@@ -3,4 +3,7 @@
 mod catalog;
 mod common;
 mod damage;
+mod golden;
+mod model;
+mod root;
 mod round_trip;
