@@ -1,5 +1,7 @@
-//! virtio-rng: entropy from the host, without a limit that a guest could
-//! notice. Forks share no generator state: every request asks the host anew.
+//! virtio-rng: entropy from the host. Every request asks the host anew, but a
+//! Linux driver asks ahead: the first bytes that a continued guest reads are
+//! those that its original had asked for, so they are equal in all forks.
+//! Whoever needs fork-unique bytes at once must get them another way.
 
 use std::sync::Arc;
 

@@ -7,11 +7,13 @@
 //! Chains of a queue are finished in the order in which they were taken.
 
 use std::io;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 mod registers;
@@ -200,6 +202,44 @@ impl Transport {
             Ok(false) => {}
             Err(_) => self.break_down(&mut common, Broken("the used ring lies outside memory")),
         }
+    }
+
+    /// Leaves the chain that was taken last for later.
+    pub(super) fn put_back(&self, _pass: &Pass<'_>, ticket: Ticket) {
+        let mut common = self.common();
+        if common.epoch == ticket.epoch {
+            let ring = &mut common.rings[ticket.queue];
+            ring.queue.go_to_previous_position();
+            ring.unfinished = ring.unfinished.saturating_sub(1);
+        }
+    }
+
+    /// Asks the driver to notify when it adds a chain to those that are there
+    /// already, taken or not, and returns the available index that it would
+    /// move on from.
+    pub(super) fn notify_when_more(
+        &self,
+        _pass: &Pass<'_>,
+        queue: usize,
+    ) -> Result<u16, Broken> {
+        let outside = |_| Broken("a queue lies outside memory");
+        let memory = self.memory();
+        let common = self.common();
+        let ring = &common.rings[queue].queue;
+        if !ring.ready() {
+            return Ok(0);
+        }
+        let available = || -> Result<u16, Broken> {
+            let index = ring.avail_idx(memory, Ordering::Acquire);
+            Ok(index.map_err(|_| Broken("a queue lies outside memory"))?.0)
+        };
+        if ring.event_idx_enabled() {
+            // The avail_event field ends the used ring.
+            let at = ring.used_ring().saturating_add(4 + 8 * u64::from(ring.size()));
+            memory.store(available()?.to_le(), GuestAddress(at), Ordering::Relaxed).map_err(outside)?;
+            fence(Ordering::SeqCst);
+        }
+        available()
     }
 
     /// Whether the driver has reset the device since the chain was taken.

@@ -18,6 +18,13 @@ pub(crate) struct WorkerError {
     source: io::Error,
 }
 
+impl WorkerError {
+    /// For the device called `name`.
+    pub(super) fn of(name: &str, source: io::Error) -> Self {
+        Self { name: name.to_owned(), source }
+    }
+}
+
 /// Starts a thread that calls `step` whenever the driver has notified a
 /// queue. Threads end with the process.
 pub(super) fn serve(
@@ -25,12 +32,12 @@ pub(super) fn serve(
     transport: Arc<Transport>,
     mut step: impl FnMut(&Transport) + Send + 'static,
 ) -> Result<(), WorkerError> {
-    let failed = |source| WorkerError { name: name.to_owned(), source };
-    let poll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
+    let failed = |errno: Errno| WorkerError::of(name, errno.into());
+    let poll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
     for notify in transport.notify() {
         let data = epoll::EventData::new_u64(0);
         let flags = epoll::EventFlags::IN;
-        epoll::add(&poll, descriptor(notify), data, flags).map_err(|e| failed(e.into()))?;
+        epoll::add(&poll, descriptor(notify), data, flags).map_err(failed)?;
     }
     spawn(name, move || {
         let mut events = Vec::with_capacity(4);
@@ -48,7 +55,7 @@ pub(super) fn serve(
 
 /// Starts a named thread.
 pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), WorkerError> {
-    let failed = |source| WorkerError { name: name.to_owned(), source };
+    let failed = |source| WorkerError::of(name, source);
     std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(failed)?;
     Ok(())
 }
