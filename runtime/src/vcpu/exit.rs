@@ -71,9 +71,9 @@ pub(crate) fn enter(vcpu: &mut VcpuFd, bus: &dyn Bus) -> Left {
         Ok(VcpuExit::FailEntry(reason, cpu)) => Err(End::failed(format!(
             "the host CPU {cpu} refused to enter the guest: hardware reason {reason:#x}"
         ))),
-        Ok(VcpuExit::MemoryFault { gpa, size, .. }) => Err(End::failed(format!(
-            "guest memory at {gpa:#x}, {size} bytes, cannot be reached"
-        ))),
+        Ok(VcpuExit::MemoryFault { gpa, size, .. }) => {
+            Err(End::failed(format!("guest memory at {gpa:#x}, {size} bytes, cannot be reached")))
+        }
         Ok(other) => Err(End::failed(format!("unexpected exit from the guest: {other:?}"))),
         Err(error) => match error.errno() {
             libc::EINTR => return Left::Kicked,

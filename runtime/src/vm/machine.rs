@@ -118,7 +118,7 @@ pub(super) struct Machine {
     kvm: Kvm,
     vm: VmFd,
     // Behind the memory slots for as long as `vm` and the vCPUs can run.
-    ram: Arc<Ram>,
+    _ram: Arc<Ram>,
     cpus: CpuTable,
     vcpus: Vec<Arc<Vcpu>>,
     /// The states that restored vCPUs get before they first run.
@@ -185,8 +185,7 @@ impl Machine {
         let (cpus, entry) = match start {
             Start::Boot { cmdline } => {
                 let host = HostKind::probe(&kvm)?;
-                let extra =
-                    if host == HostKind::Software { software_cmdline() } else { "" };
+                let extra = if host == HostKind::Software { software_cmdline() } else { "" };
                 let line = full_cmdline(&cmdline, &windows, extra).map_err(BootError::from)?;
                 let mut kernel = parts.image;
                 let entry = boot::load_linux(&ram, &mut kernel, &line, vcpus)?;
@@ -219,7 +218,7 @@ impl Machine {
             config,
             kvm,
             vm,
-            ram,
+            _ram: ram,
             cpus,
             vcpus,
             waiting,
@@ -271,8 +270,8 @@ impl Machine {
         for vcpu in &self.vcpus {
             vcpu.request_pause();
         }
-        let stopped = self.vcpus.iter().all(|vcpu| vcpu.wait_parked(deadline))
-            && self.gate.close(deadline);
+        let stopped =
+            self.vcpus.iter().all(|vcpu| vcpu.wait_parked(deadline)) && self.gate.close(deadline);
         if !stopped {
             self.let_run();
             return Err(MachineError::Deadline(deadline_ms));
@@ -316,11 +315,6 @@ impl Machine {
     pub(super) fn connect(&self, stream: UnixStream, port: u32) -> Result<(), MachineError> {
         self.vsock.connect(stream, port).map_err(MachineError::Device)
     }
-
-    /// The guest's memory size in bytes.
-    pub(super) fn memory_bytes(&self) -> u64 {
-        self.ram.layout().len()
-    }
 }
 
 /// Tells the guest that it did not run for a while, so that its watchdogs do
@@ -363,9 +357,7 @@ fn make_transports(
         identities.push(Block::identity(disk.len, disk.read_only)?);
     }
     identities.extend([Vsock::identity(), Rng::identity()]);
-    let make = |identity| {
-        Transport::new(identity, Arc::clone(ram), Arc::clone(gate)).map(Arc::new)
-    };
+    let make = |identity| Transport::new(identity, Arc::clone(ram), Arc::clone(gate)).map(Arc::new);
     identities.into_iter().map(make).collect::<Result<_, _>>().map_err(MachineError::Device)
 }
 

@@ -75,8 +75,10 @@ fn serve(channel: &Channel) -> Result<(), ChannelError> {
 
 /// Waits for a request (`true`) or the machine's end.
 fn wait(channel: &Channel, ending: &Ending) -> Result<bool, ChannelError> {
-    let mut fds =
-        [PollFd::new(channel.socket(), PollFlags::IN), PollFd::from_borrowed_fd(descriptor(&ending.wake), PollFlags::IN)];
+    let mut fds = [
+        PollFd::new(channel.socket(), PollFlags::IN),
+        PollFd::from_borrowed_fd(descriptor(&ending.wake), PollFlags::IN),
+    ];
     loop {
         match poll(&mut fds, None) {
             Ok(_) => return Ok(!fds[0].revents().is_empty()),
@@ -102,11 +104,7 @@ impl Server<'_> {
         Ok(!stop)
     }
 
-    fn act(
-        &mut self,
-        request: VmmRequest,
-        descriptors: Vec<OwnedFd>,
-    ) -> Result<VmmReply, String> {
+    fn act(&mut self, request: VmmRequest, descriptors: Vec<OwnedFd>) -> Result<VmmReply, String> {
         match request {
             VmmRequest::Build { .. } if self.machine.is_some() => {
                 Err("this process has its machine already".to_owned())
@@ -131,8 +129,9 @@ impl Server<'_> {
                 Ok(VmmReply::Saved { state, overlays })
             }
             VmmRequest::Connect { port } => {
-                let [stream] = <[OwnedFd; 1]>::try_from(descriptors)
-                    .map_err(|all| format!("Connect came with {} descriptors, not one", all.len()))?;
+                let [stream] = <[OwnedFd; 1]>::try_from(descriptors).map_err(|all| {
+                    format!("Connect came with {} descriptors, not one", all.len())
+                })?;
                 self.machine()?.connect(UnixStream::from(stream), port).map_err(text)?;
                 Ok(VmmReply::Connecting)
             }

@@ -5,8 +5,7 @@ use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
-pub(crate) const CMDLINE: &str =
-    "console=ttyS0 panic=-1 reboot=k root=/dev/vda rw init=/init";
+pub(crate) const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=k root=/dev/vda rw init=/init";
 
 pub(crate) struct Guest {
     pub(crate) kernel: File,
@@ -43,14 +42,11 @@ fn root_disk() -> File {
     std::fs::create_dir_all(root.join("dev")).unwrap();
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guest/init.c");
     run(Command::new("gcc").args(["-static", "-O1", "-o"]).arg(root.join("init")).arg(source));
-    let pattern: Vec<u8> = (0..2u32 << 20).map(|at| (at.wrapping_mul(at) >> 7).to_le_bytes()[0]).collect();
+    let pattern: Vec<u8> =
+        (0..2u32 << 20).map(|at| (at.wrapping_mul(at) >> 7).to_le_bytes()[0]).collect();
     std::fs::write(root.join("pattern"), &pattern).unwrap();
     let image = folder.path().join("root.img");
-    run(Command::new("mke2fs")
-        .args(["-q", "-t", "ext4", "-d"])
-        .arg(&root)
-        .arg(&image)
-        .arg("24M"));
+    run(Command::new("mke2fs").args(["-q", "-t", "ext4", "-d"]).arg(&root).arg(&image).arg("24M"));
     crate::harness::memfd(&std::fs::read(image).unwrap())
 }
 

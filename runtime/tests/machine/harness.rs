@@ -144,7 +144,9 @@ impl Machine {
         let pool = read_only(disk);
         let image = read_only(image);
         let descriptors = [append.as_fd(), pool.as_fd(), overlay.as_fd(), image.as_fd()];
+        let start = Instant::now();
         let (reply, handed) = process.ask(&request, &descriptors).expect("the machine is built");
+        println!("built: {:?}", start.elapsed());
         let VmmReply::Built { regions } = reply else { panic!("{reply:?}") };
         let [_uffd, _pagemap, memory] = <[OwnedFd; 3]>::try_from(handed).unwrap();
         let disk = disk.try_clone().unwrap();
@@ -152,7 +154,10 @@ impl Machine {
     }
 
     pub(crate) fn resume(&mut self) -> u64 {
-        match self.process.ask(&VmmRequest::Resume, &[]).unwrap().0 {
+        let start = Instant::now();
+        let reply = self.process.ask(&VmmRequest::Resume, &[]).unwrap().0;
+        println!("running: {:?}", start.elapsed());
+        match reply {
             VmmReply::Running { entered_ns } => entered_ns,
             other => panic!("{other:?}"),
         }
@@ -168,7 +173,13 @@ impl Machine {
         let (reply, _) = self.process.ask(&VmmRequest::Save, &[]).unwrap();
         let VmmReply::Saved { state, overlays } = reply else { panic!("{reply:?}") };
         let config = self.config.clone();
-        Snapshot { config, state, memory: self.memory_image(), disk: self.disk_image(&overlays[0]), overlays }
+        Snapshot {
+            config,
+            state,
+            memory: self.memory_image(),
+            disk: self.disk_image(&overlays[0]),
+            overlays,
+        }
     }
 
     fn memory_image(&self) -> File {

@@ -58,7 +58,11 @@ fn capture(machine: &mut Machine) -> Snapshot {
     machine.pause();
     let paused = start.elapsed();
     let snapshot = machine.save();
-    println!("paused: {paused:?}, state {} bytes, all: {:?}", snapshot.state.len(), start.elapsed());
+    println!(
+        "paused: {paused:?}, state {} bytes, all: {:?}",
+        snapshot.state.len(),
+        start.elapsed()
+    );
     snapshot
 }
 

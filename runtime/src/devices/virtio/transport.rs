@@ -48,9 +48,8 @@ const STATUS_NEEDS_RESET: u32 = 64;
 const INTERRUPT_USED: u32 = 1;
 const INTERRUPT_CONFIG: u32 = 2;
 
-const COMMON_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
-    | 1 << VIRTIO_RING_F_EVENT_IDX
-    | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+const COMMON_FEATURES: u64 =
+    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
 #[derive(Debug)]
 struct Ring {
@@ -217,11 +216,7 @@ impl Transport {
     /// Asks the driver to notify when it adds a chain to those that are there
     /// already, taken or not, and returns the available index that it would
     /// move on from.
-    pub(super) fn notify_when_more(
-        &self,
-        _pass: &Pass<'_>,
-        queue: usize,
-    ) -> Result<u16, Broken> {
+    pub(super) fn notify_when_more(&self, _pass: &Pass<'_>, queue: usize) -> Result<u16, Broken> {
         let outside = |_| Broken("a queue lies outside memory");
         let memory = self.memory();
         let common = self.common();
@@ -236,7 +231,9 @@ impl Transport {
         if ring.event_idx_enabled() {
             // The avail_event field ends the used ring.
             let at = ring.used_ring().saturating_add(4 + 8 * u64::from(ring.size()));
-            memory.store(available()?.to_le(), GuestAddress(at), Ordering::Relaxed).map_err(outside)?;
+            memory
+                .store(available()?.to_le(), GuestAddress(at), Ordering::Relaxed)
+                .map_err(outside)?;
             fence(Ordering::SeqCst);
         }
         available()

@@ -2,7 +2,7 @@
 //! Source: Documentation/arch/x86/boot.rst of the kernel.
 
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
-use vm_memory::{ByteValued, Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::{BootError, CMDLINE, CMDLINE_MAX, HIGH_MEMORY, MP_TABLE, ZERO_PAGE};
 use crate::memory::{GuestMap, RamLayout};
@@ -14,20 +14,6 @@ const HEADER_MAGIC: u32 = 0x5372_6448;
 const LOADER_UNDEFINED: u8 = 0xff;
 const KERNEL_ALIGNMENT: u32 = 0x0100_0000;
 
-/// A page of plain bytes that may be written to guest memory.
-#[derive(Clone, Copy, Default)]
-struct Page(boot_params);
-
-mod plain {
-    #![expect(unsafe_code, reason = "declaring a structure to be plain bytes")]
-
-    use super::{ByteValued, Page};
-
-    // SAFETY: boot_params is packed, has no padding and is made of integers
-    // and arrays of them only.
-    unsafe impl ByteValued for Page {}
-}
-
 /// Writes the page.
 pub(super) fn write(
     memory: &GuestMap,
@@ -35,16 +21,12 @@ pub(super) fn write(
     header: Option<setup_header>,
     cmdline_len: usize,
 ) -> Result<(), BootError> {
-    let page = Page(parameters(layout, header, cmdline_len));
+    let page = parameters(layout, header, cmdline_len);
     memory.write_obj(page, GuestAddress(ZERO_PAGE))?;
     Ok(())
 }
 
-fn parameters(
-    layout: RamLayout,
-    header: Option<setup_header>,
-    cmdline_len: usize,
-) -> boot_params {
+fn parameters(layout: RamLayout, header: Option<setup_header>, cmdline_len: usize) -> boot_params {
     let mut hdr = header.unwrap_or(setup_header {
         boot_flag: BOOT_FLAG,
         header: HEADER_MAGIC,

@@ -63,18 +63,14 @@ impl Disk {
         overlay: File,
     ) -> Result<Self, DiskError> {
         let pool = Mapping::private(pool, len, false)?;
-        let blocks = usize::try_from(len.div_ceil(PAGE_SIZE)).map_err(|_| MappingError::TooLong(len))?;
+        let blocks =
+            usize::try_from(len.div_ceil(PAGE_SIZE)).map_err(|_| MappingError::TooLong(len))?;
         Ok(Self { len, read_only, pool, overlay, written: Mutex::new(BlockSet::new(blocks)) })
     }
 
     /// The mapping of the pool.
     pub(crate) fn pool(&self) -> &Mapping {
         &self.pool
-    }
-
-    /// Length in bytes.
-    pub(crate) fn len(&self) -> u64 {
-        self.len
     }
 
     /// Whether writes are refused.

@@ -96,8 +96,8 @@ fn step(transport: &Transport, disk: &Disk) {
         let pass = transport.enter();
         let Some(Taken { ticket, chain }) = transport.take(&pass, 0) else { return };
         drop(pass);
-        let executed = Buffers::of(chain)
-            .and_then(|buffers| execute(transport, disk, ticket, &buffers));
+        let executed =
+            Buffers::of(chain).and_then(|buffers| execute(transport, disk, ticket, &buffers));
         if let Err(broken) = executed {
             let pass = transport.enter();
             return transport.fail(&pass, broken);

@@ -101,7 +101,7 @@ fn read(
     len: u64,
 ) -> Result<Outcome, Broken> {
     let Ok(offset) = disk.range(sector, len) else { return Ok(Some((VIRTIO_BLK_S_IOERR, 0))) };
-    if len % SECTOR != 0 {
+    if !len.is_multiple_of(SECTOR) {
         return Ok(Some((VIRTIO_BLK_S_IOERR, 0)));
     }
     let mut done = 0;
@@ -129,7 +129,7 @@ fn write(
 ) -> Result<Outcome, Broken> {
     let failed = Ok(Some((VIRTIO_BLK_S_IOERR, 0)));
     let Ok(offset) = disk.range(sector, len) else { return failed };
-    if disk.read_only() || len % SECTOR != 0 {
+    if disk.read_only() || !len.is_multiple_of(SECTOR) {
         return failed;
     }
     let mut done = 0;

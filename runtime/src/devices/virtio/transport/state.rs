@@ -81,8 +81,7 @@ impl Transport {
         let mut common = self.common();
         let mut rings = Vec::new();
         for (index, saved) in state.queues.iter().enumerate() {
-            let invalid =
-                TransportError::Queue { device: self.identity.device, queue: index };
+            let invalid = TransportError::Queue { device: self.identity.device, queue: index };
             let Ok(queue) = Queue::try_from(queue_state(saved)) else { return Err(invalid) };
             if queue.ready() && !queue.is_valid(self.memory()) {
                 return Err(invalid);

@@ -240,6 +240,10 @@ impl Connection {
             return (Some(self.header(Op::CreditRequest, 0, 0)), Fate::Keep);
         }
         let limit = room.len().min(usize::try_from(credit).unwrap_or(usize::MAX));
+        if limit == 0 {
+            // A buffer for a header only.
+            return (None, Fate::Keep);
+        }
         loop {
             match self.stream.read(&mut room[..limit]) {
                 Ok(0) => {
@@ -314,8 +318,7 @@ mod tests {
         host.write_all(&[7; 150]).unwrap();
         connection.host_ready(false);
         let mut room = [0; 80];
-        let lens: Vec<u32> =
-            (0..2).map(|_| connection.next(&mut room).0.unwrap().len).collect();
+        let lens: Vec<u32> = (0..2).map(|_| connection.next(&mut room).0.unwrap().len).collect();
         assert_eq!(lens, [80, 20]);
         assert_eq!(connection.next(&mut room).0.unwrap().op, Op::CreditRequest);
         assert_eq!(connection.next(&mut room).0, None, "asked twice");
