@@ -1,6 +1,12 @@
 //! The machine runtime: KVM machines whose memory and disks come lazily from
 //! a content-addressed store, page by page, shared by all their forks.
 
+mod devices;
 pub mod host;
+mod memory;
 pub mod protocol;
 pub mod sys;
+mod vcpu;
+mod vm;
+
+pub use vm::vmm_main;

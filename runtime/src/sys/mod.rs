@@ -2,3 +2,7 @@
 //! written against safe functions and owned descriptors.
 
 pub mod channel;
+pub(crate) mod event;
+pub(crate) mod kick;
+pub(crate) mod kvm;
+pub(crate) mod mapping;
