@@ -2,6 +2,7 @@
 //! a content-addressed store, page by page, shared by all their forks.
 
 mod devices;
+pub mod host;
 mod memory;
 pub mod protocol;
 pub mod sys;
