@@ -1,1 +1,44 @@
-//! placeholder
+//! The engine of Coppice: a content-addressed store for images of memory,
+//! disks and byte streams, and for snapshots of whole machines made of them.
+//!
+//! Layers, each using only those before it:
+//!
+//! ```text
+//! id, units, error, env, settings -> io | chunk -> pack -> index | tree
+//!     -> depot -> catalog -> ingest | read -> check -> store
+//! ```
+//!
+//! Packs and the root log are the truth; the index is derived. Every byte
+//! that leaves the engine was verified against its hash.
+
+mod catalog;
+mod chunk;
+mod depot;
+mod env;
+mod error;
+mod id;
+mod index;
+mod ingest;
+mod io;
+mod pack;
+mod read;
+mod settings;
+mod store;
+mod tree;
+mod units;
+
+pub use catalog::{Entry, Role, SnapshotRecord};
+pub use chunk::Page;
+pub use env::Clock;
+pub use error::{ErrorKind, FormatError, ReadCause, ReadError, StoreError};
+pub use id::{ChunkId, EventId, Name, NameError, NodeId, PackId, ParseHashError, Root, SnapshotId};
+pub use ingest::{
+    CommitOptions, Committed, ImageWriter, ImportKind, ImportOptions, ImportReport, Progress,
+    Session, tree_root_of,
+};
+pub use io::{Access, Disk, DiskFile, Listed};
+pub use read::{Extent, Fetched, FrameRef, ImageReader, Location, PageMap, PageReader};
+pub use settings::{IndexKind, Settings};
+pub use store::{Stats, Store};
+pub use tree::{ImageRef, Splitter};
+pub use units::{FORMAT_VERSION, FRAME_PLAIN_LEN_MAX, IMAGE_LEN_MAX, PACK_LEN_MAX, PAGE_LEN};

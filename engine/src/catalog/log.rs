@@ -1,0 +1,207 @@
+//! The root log: every event in order, each entry with a checksum.
+//!
+//! ```text
+//! header 16:  magic "CPROOTS1" | version u32 | zero u32
+//! entry:      magic "CPRL" | body length u32 | sequence u64 | highest pack id u64
+//!             stored bytes u64 | checksum, 16 | body
+//! body:       event length u32 | event | record length u32 | record
+//! ```
+//!
+//! The checksum covers the entry's other fields and its body. An entry at the
+//! end that is not whole was never acknowledged and is cut off. One that is
+//! followed by a whole entry is damage, and opening fails.
+
+use super::{Event, LoggedEvent, SnapshotRecord};
+use crate::error::{FormatError, StoreError};
+use crate::id::PackId;
+use crate::io::{Access, Disk, DiskFile};
+use crate::pack::fields::{Fields, bound, checksum, put_bytes};
+use crate::units::{FORMAT_VERSION, RECORD_LEN_MAX, to_u32, to_u64, to_usize};
+
+/// The log's file in a store.
+pub(crate) const PATH: &str = "roots.log";
+
+const NEW_PATH: &str = "roots.new";
+const MAGIC: [u8; 8] = *b"CPROOTS1";
+const HEADER_LEN: usize = 16;
+const ENTRY_MAGIC: [u8; 4] = *b"CPRL";
+const ENTRY_HEADER_LEN: usize = 48;
+const CHECKED_LEN: usize = 32;
+const BODY_LEN_MAX: usize = 1 << 20;
+const CONTEXT: &str = "coppice 2026-11 root log checksum v1";
+
+/// An open log, which ends with a whole entry.
+#[derive(Debug)]
+pub(crate) struct RootLog {
+    file: Box<dyn DiskFile>,
+    end: u64,
+    next_sequence: u64,
+}
+
+/// What went wrong when appending, and whether the log may now end in
+/// something unknown.
+#[derive(Debug)]
+pub(crate) struct AppendError {
+    pub(crate) error: StoreError,
+    pub(crate) must_fence: bool,
+}
+
+impl RootLog {
+    /// Opens the log and replays it. `None` if there is none.
+    pub(crate) fn open(
+        disk: &dyn Disk,
+        replay: &mut dyn FnMut(LoggedEvent),
+    ) -> Result<Option<Self>, StoreError> {
+        let listed = disk.list("").map_err(StoreError::io("list", "the store"))?;
+        let Some(len) = listed.iter().find(|file| file.name == PATH).map(|file| file.len) else {
+            return Ok(None);
+        };
+        let file = disk.open(PATH, Access::Write).map_err(StoreError::io("open", PATH))?;
+        let bytes = file.read_at(0, to_usize(len)).map_err(StoreError::io("read", PATH))?;
+        let damaged =
+            |offset: usize, source| StoreError::RootLog { offset: to_u64(offset), source };
+        check_header(&bytes).map_err(|source| damaged(0, source))?;
+        let mut at = HEADER_LEN;
+        let mut next_sequence = 1;
+        while at < bytes.len() {
+            match decode_entry(&bytes[at..], Some(next_sequence)) {
+                Ok((logged, entry_len)) => {
+                    replay(logged);
+                    at += entry_len;
+                    next_sequence += 1;
+                }
+                Err(source) if has_entry_after(&bytes[at..]) => return Err(damaged(at, source)),
+                Err(_) => break,
+            }
+        }
+        let log = Self { file, end: to_u64(at), next_sequence };
+        log.cut_tail(len)?;
+        Ok(Some(log))
+    }
+
+    fn cut_tail(&self, len: u64) -> Result<(), StoreError> {
+        if len > self.end {
+            tracing::warn!(
+                bytes = len - self.end,
+                "an unfinished entry of the root log is cut off"
+            );
+            self.file.truncate(self.end).map_err(StoreError::io("cut", PATH))?;
+            self.file.sync().map_err(StoreError::io("flush", PATH))?;
+        }
+        Ok(())
+    }
+
+    /// Writes a log with the given history, whole or not at all.
+    pub(crate) fn create(disk: &dyn Disk, events: &[LoggedEvent]) -> Result<Self, StoreError> {
+        if disk
+            .list("")
+            .map_err(StoreError::io("list", "the store"))?
+            .iter()
+            .any(|f| f.name == NEW_PATH)
+        {
+            disk.remove(NEW_PATH).map_err(StoreError::io("remove", NEW_PATH))?;
+        }
+        let mut bytes = header().to_vec();
+        for (event, sequence) in events.iter().zip(1..) {
+            bytes.extend_from_slice(&encode_entry(event, sequence));
+        }
+        let file = disk.create(NEW_PATH).map_err(StoreError::io("create", NEW_PATH))?;
+        file.write_all_at(0, &bytes).map_err(StoreError::io("write", NEW_PATH))?;
+        file.sync().map_err(StoreError::io("flush", NEW_PATH))?;
+        disk.rename(NEW_PATH, PATH).map_err(StoreError::io("rename to", PATH))?;
+        disk.sync_dir("").map_err(StoreError::io("flush", "the store"))?;
+        let next_sequence = to_u64(events.len()) + 1;
+        Ok(Self { file, end: to_u64(bytes.len()), next_sequence })
+    }
+
+    /// Appends an entry and makes it durable.
+    pub(crate) fn append(&mut self, logged: &LoggedEvent) -> Result<(), AppendError> {
+        let bytes = encode_entry(logged, self.next_sequence);
+        if let Err(error) = self.file.write_all_at(self.end, &bytes) {
+            // Whatever part was written goes away again, or nothing more may
+            // be written behind it.
+            let must_fence = self.file.truncate(self.end).is_err();
+            return Err(AppendError { error: StoreError::io("write", PATH)(error), must_fence });
+        }
+        if let Err(error) = self.file.sync() {
+            let error = StoreError::io("flush", PATH)(error);
+            return Err(AppendError { error, must_fence: true });
+        }
+        self.end += to_u64(bytes.len());
+        self.next_sequence += 1;
+        Ok(())
+    }
+
+    /// Bytes of the log.
+    pub(crate) fn len(&self) -> u64 {
+        self.end
+    }
+}
+
+fn header() -> [u8; HEADER_LEN] {
+    let mut header = [0; HEADER_LEN];
+    header[..8].copy_from_slice(&MAGIC);
+    header[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    header
+}
+
+fn check_header(bytes: &[u8]) -> Result<(), FormatError> {
+    match bytes.first_chunk::<HEADER_LEN>() {
+        None => Err(FormatError::Short),
+        Some(found) if *found == header() => Ok(()),
+        Some(_) => Err(FormatError::Magic),
+    }
+}
+
+fn encode_entry(logged: &LoggedEvent, sequence: u64) -> Vec<u8> {
+    let mut body = Vec::new();
+    put_bytes(&mut body, &logged.event.encode());
+    put_bytes(&mut body, &logged.record.as_ref().map_or(Vec::new(), SnapshotRecord::encode));
+    let mut out = ENTRY_MAGIC.to_vec();
+    out.extend_from_slice(&to_u32(body.len()).to_le_bytes());
+    out.extend_from_slice(&sequence.to_le_bytes());
+    out.extend_from_slice(&logged.pack.0.to_le_bytes());
+    out.extend_from_slice(&logged.stored_bytes.to_le_bytes());
+    let sum = checksum(CONTEXT, &[&out, &body]);
+    out.extend_from_slice(&sum);
+    out.extend_from_slice(&body);
+    out
+}
+
+/// The entry at the front and its length. `sequence` is what it must have.
+fn decode_entry(bytes: &[u8], sequence: Option<u64>) -> Result<(LoggedEvent, usize), FormatError> {
+    let mut fields = Fields::new(bytes);
+    if fields.array()? != ENTRY_MAGIC {
+        return Err(FormatError::Magic);
+    }
+    let body_len = fields.u32()?;
+    bound("root log entry", u64::from(body_len), to_u64(BODY_LEN_MAX))?;
+    let found_sequence = fields.u64()?;
+    let pack = PackId(fields.u64()?);
+    let stored_bytes = fields.u64()?;
+    let sum: [u8; 16] = fields.array()?;
+    let body = fields.take(to_usize(u64::from(body_len)))?;
+    if checksum(CONTEXT, &[&bytes[..CHECKED_LEN], body]) != sum {
+        return Err(FormatError::Checksum);
+    }
+    if sequence.is_some_and(|sequence| sequence != found_sequence) {
+        return Err(FormatError::Field("root log sequence"));
+    }
+    bound("pack id", pack.0, PackId::LIMIT)?;
+    let mut fields = Fields::new(body);
+    let event = Event::decode(fields.bytes("event", BODY_LEN_MAX)?)?;
+    let record = match fields.bytes("record", RECORD_LEN_MAX)? {
+        [] => None,
+        record => Some(SnapshotRecord::decode(record)?),
+    };
+    fields.end()?;
+    let logged = LoggedEvent { event, record, pack, stored_bytes };
+    Ok((logged, ENTRY_HEADER_LEN + body.len()))
+}
+
+/// Whether a whole entry begins anywhere behind the first byte.
+fn has_entry_after(bytes: &[u8]) -> bool {
+    (1..bytes.len())
+        .filter(|at| bytes[*at..].starts_with(&ENTRY_MAGIC))
+        .any(|at| decode_entry(&bytes[at..], None).is_ok())
+}

@@ -1,0 +1,134 @@
+//! The catalog: which snapshots exist and what they are called.
+//!
+//! Its truth is the root log; every event also lies in a pack, so a lost log
+//! is written again from the packs.
+
+mod event;
+mod log;
+mod record;
+mod restore;
+mod state;
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+
+pub use record::{Role, SnapshotRecord};
+pub use state::Entry;
+
+pub(crate) use event::{Event, EventKind};
+use log::RootLog;
+use state::State;
+
+use crate::depot::Depot;
+use crate::env::lock;
+use crate::error::StoreError;
+use crate::id::{Name, PackId, SnapshotId};
+
+/// The snapshots of a store.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    log: RootLog,
+    state: State,
+    /// Names that commits under way are about to take.
+    reserved: HashSet<Name>,
+}
+
+/// Keeps a name from being taken by others until it is dropped.
+#[derive(Debug)]
+pub(crate) struct NameGuard<'c> {
+    catalog: &'c Catalog,
+    name: Option<Name>,
+}
+
+impl Drop for NameGuard<'_> {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            lock(&self.catalog.inner).reserved.remove(name);
+        }
+    }
+}
+
+/// An event with what only the root log keeps about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LoggedEvent {
+    pub(crate) event: Event,
+    /// The record of the snapshot that a commit is about.
+    pub(crate) record: Option<SnapshotRecord>,
+    /// The highest pack id in use.
+    pub(crate) pack: PackId,
+    /// Bytes that the commit added to packs.
+    pub(crate) stored_bytes: u64,
+}
+
+impl Catalog {
+    /// Reads the root log, or writes it again if it is lost.
+    pub(crate) fn open(depot: &Depot) -> Result<Self, StoreError> {
+        let mut state = State::default();
+        let mut replay = |logged: LoggedEvent| {
+            depot.reserve_ids_through(logged.pack);
+            state.apply(&logged);
+        };
+        let log = match RootLog::open(depot.disk(), &mut replay)? {
+            Some(log) => log,
+            None => {
+                let events = restore::events_in_packs(depot)?;
+                let log = RootLog::create(depot.disk(), &events)?;
+                events.into_iter().for_each(replay);
+                log
+            }
+        };
+        Ok(Self { inner: Mutex::new(Inner { log, state, reserved: HashSet::new() }) })
+    }
+
+    /// Takes a free name for a commit that is under way.
+    pub(crate) fn reserve(&self, name: Option<&Name>) -> Result<NameGuard<'_>, StoreError> {
+        let mut inner = lock(&self.inner);
+        if let Some(name) = name {
+            if inner.state.has_name(name) || inner.reserved.contains(name) {
+                return Err(StoreError::NameExists(name.clone()));
+            }
+            inner.reserved.insert(name.clone());
+        }
+        Ok(NameGuard { catalog: self, name: name.cloned() })
+    }
+
+    /// Makes an event durable and then visible.
+    pub(crate) fn append(&self, depot: &Depot, logged: &LoggedEvent) -> Result<(), StoreError> {
+        let mut inner = lock(&self.inner);
+        depot.check_fence()?;
+        if let Err(failure) = inner.log.append(logged) {
+            if failure.must_fence {
+                depot.fence();
+            }
+            return Err(failure.error);
+        }
+        inner.state.apply(logged);
+        Ok(())
+    }
+
+    /// All snapshots, oldest first.
+    pub(crate) fn entries(&self) -> Vec<Entry> {
+        lock(&self.inner).state.entries()
+    }
+
+    /// The snapshot with this name, this id, or the only one whose id begins
+    /// like this.
+    pub(crate) fn lookup(&self, text: &str) -> Result<Entry, StoreError> {
+        lock(&self.inner).state.lookup(text)
+    }
+
+    /// Whether a snapshot is listed.
+    pub(crate) fn contains(&self, id: &SnapshotId) -> bool {
+        lock(&self.inner).state.get(id).is_some()
+    }
+
+    /// Bytes of the root log.
+    pub(crate) fn log_len(&self) -> u64 {
+        lock(&self.inner).log.len()
+    }
+}

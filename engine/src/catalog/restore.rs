@@ -1,0 +1,65 @@
+//! The history as the packs tell it, for a store whose root log is lost.
+//! Removals are not in packs, so what was removed comes back.
+
+use std::collections::HashMap;
+
+use super::{Event, LoggedEvent, SnapshotRecord};
+use crate::depot::Depot;
+use crate::error::StoreError;
+use crate::id::{PackId, SnapshotId};
+use crate::pack::{FrameKind, ObjectKind, object};
+
+/// All events in packs, in the order of the packs.
+pub(super) fn events_in_packs(depot: &Depot) -> Result<Vec<LoggedEvent>, StoreError> {
+    let mut found = Found::default();
+    for (pack, summary) in depot.packs() {
+        found.read_pack(depot, pack, summary.file_len)?;
+    }
+    Ok(found.into_events())
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    records: HashMap<SnapshotId, SnapshotRecord>,
+    events: Vec<(PackId, u64, Event)>,
+}
+
+impl Found {
+    fn read_pack(&mut self, depot: &Depot, pack: PackId, len: u64) -> Result<(), StoreError> {
+        let directory = depot.directory(pack)?;
+        for span in directory.frames.iter().filter(|span| span.kind == FrameKind::Catalog) {
+            let frame = match depot.frame(pack, span) {
+                Ok(frame) => frame,
+                Err(error @ StoreError::Damaged { .. }) => {
+                    tracing::warn!(%error, "part of the catalog's history is lost");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let damaged = |source| StoreError::Damaged { pack, offset: span.offset, source };
+            for object in object::list(&frame).map_err(damaged)? {
+                match object.kind {
+                    ObjectKind::Snapshot => {
+                        let record = SnapshotRecord::decode(object.bytes).map_err(damaged)?;
+                        self.records.insert(SnapshotId::of(object.bytes), record);
+                    }
+                    ObjectKind::Event => {
+                        let event = Event::decode(object.bytes).map_err(damaged)?;
+                        self.events.push((pack, len, event));
+                    }
+                    ObjectKind::Node | ObjectKind::NodePatch | ObjectKind::Root => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn into_events(self) -> Vec<LoggedEvent> {
+        let records = self.records;
+        let with_record = |(pack, stored_bytes, event): (PackId, u64, Event)| {
+            let record = records.get(&event.snapshot).cloned();
+            LoggedEvent { event, record, pack, stored_bytes }
+        };
+        self.events.into_iter().map(with_record).collect()
+    }
+}

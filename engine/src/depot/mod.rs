@@ -1,0 +1,198 @@
+//! The depot: the packs of a store and their index as one thing.
+//!
+//! Writing: a pack is sealed, flushed and renamed before the index learns of
+//! it. Reading: an object is found through the index, its frame is read and
+//! checked, and its own hash is verified before anyone sees it.
+
+mod cache;
+mod locate;
+mod nodes;
+mod recover;
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use cache::Cache;
+pub(crate) use locate::{Location, Locator, LocatorState};
+
+use crate::env::lock;
+use crate::error::StoreError;
+use crate::id::{ObjectKey, PackId};
+use crate::index::{Index, PackSummary, Place};
+use crate::io::{Access, Disk, DiskFile};
+use crate::pack::{Directory, DurablePack, Frame, FrameSpan, PackWriter, scan};
+use crate::units::TEMP_DIR;
+
+/// Open pack files kept at once.
+const FILES_MAX: usize = 64;
+/// Bytes of directories kept in memory.
+const DIRECTORIES_LEN_MAX: usize = 64 << 20;
+/// Bytes of decoded frames of nodes and records kept in memory.
+const FRAMES_LEN_MAX: usize = 16 << 20;
+
+/// All packs and their index.
+#[derive(Debug)]
+pub(crate) struct Depot {
+    disk: Arc<dyn Disk>,
+    /// Held as long as the depot lives; its owner is the only one.
+    _lock: Option<File>,
+    index: Box<dyn Index>,
+    packs: Mutex<BTreeMap<PackId, PackSummary>>,
+    distrusted: Mutex<HashSet<ObjectKey>>,
+    next_pack: AtomicU64,
+    next_temp: AtomicU64,
+    fenced: AtomicBool,
+    files: Mutex<Cache<PackId, Arc<dyn DiskFile>>>,
+    directories: Mutex<Cache<PackId, Arc<Directory>>>,
+    frames: Mutex<Cache<(PackId, u64), Arc<Frame>>>,
+}
+
+impl Depot {
+    /// The disk that everything lies on.
+    pub(crate) fn disk(&self) -> &dyn Disk {
+        &*self.disk
+    }
+
+    /// Fails if an earlier flush failed.
+    pub(crate) fn check_fence(&self) -> Result<(), StoreError> {
+        if self.fenced.load(Ordering::Acquire) { Err(StoreError::Fenced) } else { Ok(()) }
+    }
+
+    /// Refuses writes from now on, because a flush failed: what the disk
+    /// holds is unknown until the store is opened again.
+    pub(crate) fn fence(&self) {
+        tracing::error!("a flush failed; the store takes no writes until it is opened again");
+        self.fenced.store(true, Ordering::Release);
+    }
+
+    /// Begins a pack in a temporary file.
+    pub(crate) fn begin_pack(&self) -> Result<PackWriter, StoreError> {
+        self.check_fence()?;
+        let number = self.next_temp.fetch_add(1, Ordering::Relaxed);
+        PackWriter::create(self.disk(), format!("{TEMP_DIR}/{number}.pack"))
+    }
+
+    /// Throws an unfinished pack away.
+    pub(crate) fn abandon(&self, path: &str) {
+        // A file that stays is removed when the store is opened next.
+        if let Err(error) = self.disk.remove(path) {
+            tracing::warn!(path, %error, "cannot remove an unfinished pack");
+        }
+    }
+
+    /// Seals a pack and lets the index know it. Returns its length in bytes.
+    pub(crate) fn publish(&self, writer: PackWriter) -> Result<(PackId, u64), StoreError> {
+        self.check_fence()?;
+        let pack = PackId(self.next_pack.fetch_add(1, Ordering::Relaxed));
+        let path = writer.path().to_owned();
+        let durable = writer.seal(self.disk(), pack).map_err(|failure| {
+            if failure.flush_failed {
+                self.fence();
+            } else {
+                self.abandon(&path);
+            }
+            failure.error
+        })?;
+        self.publish_durable(&durable)?;
+        Ok((pack, durable.file_len))
+    }
+
+    fn publish_durable(&self, pack: &DurablePack) -> Result<(), StoreError> {
+        self.index.publish(pack)?;
+        lock(&self.packs).insert(pack.pack, PackSummary::of(pack));
+        let mut distrusted = lock(&self.distrusted);
+        if !distrusted.is_empty() {
+            pack.directory.keys.iter().for_each(|key| {
+                distrusted.remove(key);
+            });
+        }
+        Ok(())
+    }
+
+    /// Makes sure that pack ids begin above one that was used earlier.
+    pub(crate) fn reserve_ids_through(&self, pack: PackId) {
+        self.next_pack.fetch_max(pack.0 + 1, Ordering::Relaxed);
+    }
+
+    /// The highest pack id given out so far.
+    pub(crate) fn highest_pack(&self) -> PackId {
+        PackId(self.next_pack.load(Ordering::Relaxed).saturating_sub(1))
+    }
+
+    /// All published packs.
+    pub(crate) fn packs(&self) -> Vec<(PackId, PackSummary)> {
+        lock(&self.packs).iter().map(|(pack, summary)| (*pack, *summary)).collect()
+    }
+
+    /// The index itself, for `check`.
+    pub(crate) fn index(&self) -> &dyn Index {
+        &*self.index
+    }
+
+    /// An open pack file.
+    pub(crate) fn file(&self, pack: PackId) -> Result<Arc<dyn DiskFile>, StoreError> {
+        if let Some(file) = lock(&self.files).get(&pack) {
+            return Ok(file);
+        }
+        let path = pack.path();
+        let file = self.disk.open(&path, Access::Read).map_err(StoreError::io("open", &path))?;
+        let file: Arc<dyn DiskFile> = Arc::from(file);
+        lock(&self.files).put(pack, Arc::clone(&file), 1);
+        Ok(file)
+    }
+
+    /// What a pack holds.
+    pub(crate) fn directory(&self, pack: PackId) -> Result<Arc<Directory>, StoreError> {
+        if let Some(directory) = lock(&self.directories).get(&pack) {
+            return Ok(directory);
+        }
+        let listing = scan::list(&*self.file(pack)?, pack)?;
+        if let Some(damage) = listing.damage {
+            tracing::warn!(%pack, %damage, "the tables of a pack are damaged; its frames were walked");
+        }
+        let directory = Arc::new(listing.directory);
+        lock(&self.directories).put(pack, Arc::clone(&directory), directory.memory_len());
+        Ok(directory)
+    }
+
+    /// A checked frame, from memory if it was read lately.
+    pub(crate) fn frame(&self, pack: PackId, span: &FrameSpan) -> Result<Arc<Frame>, StoreError> {
+        if let Some(frame) = lock(&self.frames).get(&(pack, span.offset)) {
+            return Ok(frame);
+        }
+        let frame = Arc::new(scan::read_frame(&*self.file(pack)?, pack, span)?);
+        lock(&self.frames).put((pack, span.offset), Arc::clone(&frame), frame.plain.len());
+        Ok(frame)
+    }
+
+    /// Forgets decoded frames, so that the next read goes to the disk.
+    pub(crate) fn forget_cached(&self) {
+        lock(&self.frames).clear();
+        lock(&self.directories).clear();
+    }
+
+    /// Where one object lies.
+    pub(crate) fn place(&self, key: ObjectKey) -> Result<Option<Place>, StoreError> {
+        Ok(self.index.get_many(&[key])?.first().copied().flatten())
+    }
+
+    /// Stops using the stored bytes of these objects for deduplication, so
+    /// that ingesting the same bytes again heals them.
+    pub(crate) fn distrust(&self, keys: &[ObjectKey]) -> Result<(), StoreError> {
+        self.index.distrust(keys)?;
+        lock(&self.distrusted).extend(keys);
+        Ok(())
+    }
+
+    /// Which of these objects must not be reused.
+    pub(crate) fn is_distrusted(&self, key: &ObjectKey) -> bool {
+        lock(&self.distrusted).contains(key)
+    }
+
+    /// Whether any object must not be reused.
+    pub(crate) fn distrusts_any(&self) -> bool {
+        !lock(&self.distrusted).is_empty()
+    }
+}

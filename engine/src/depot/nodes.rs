@@ -1,0 +1,94 @@
+//! Reading nodes, roots and records, each verified against its id.
+
+use std::sync::Arc;
+
+use super::{Depot, Location};
+use crate::error::{FormatError, StoreError};
+use crate::id::{NodeId, ObjectKey, Root};
+use crate::pack::{ObjectKind, object};
+use crate::tree::patch::Patch;
+use crate::tree::{ImageRef, Node, NodeSource, RootRecord};
+use crate::units::to_usize;
+
+/// Patches are made on full nodes. When two sessions store the same node at
+/// once, one of them may store it as a patch after the other's full one was
+/// patched upon; this bounds how long such a chain may get.
+const PATCH_DEPTH_MAX: u8 = 8;
+
+/// A node and how it is stored.
+#[derive(Debug, Clone)]
+pub(crate) struct StoredNode {
+    pub(crate) node: Arc<Node>,
+    /// The full node that it is stored as a patch of.
+    pub(crate) patch_of: Option<NodeId>,
+}
+
+impl Depot {
+    /// The bytes of an object that is not a page. The caller verifies them.
+    fn object(
+        &self,
+        key: ObjectKey,
+    ) -> Result<Option<(Location, ObjectKind, Vec<u8>)>, StoreError> {
+        let Some(place) = self.place(key)? else { return Ok(None) };
+        let Some(location) = self.location(place)? else { return Ok(None) };
+        let frame = self.frame(location.pack, &location.span)?;
+        let damaged = damage_at(location);
+        let objects = object::list(&frame).map_err(damaged)?;
+        let found = objects.get(to_usize(u64::from(location.slot)));
+        Ok(found.map(|object| (location, object.kind, object.bytes.to_vec())))
+    }
+
+    /// A node and how it is stored.
+    pub(crate) fn stored_node(&self, id: &NodeId) -> Result<StoredNode, StoreError> {
+        self.resolve(id, PATCH_DEPTH_MAX)
+    }
+
+    fn resolve(&self, id: &NodeId, depth_left: u8) -> Result<StoredNode, StoreError> {
+        let Some((location, kind, bytes)) = self.object(id.key())? else {
+            return Err(StoreError::Missing { what: "tree node", id: id.to_string() });
+        };
+        let bad = damage_at(location);
+        match kind {
+            ObjectKind::Node if NodeId::of(&bytes) == *id => {
+                let node = Arc::new(Node::decode(&bytes).map_err(bad)?);
+                Ok(StoredNode { node, patch_of: None })
+            }
+            ObjectKind::NodePatch => {
+                let patch = Patch::decode(&bytes).map_err(bad)?;
+                let Some(left) = depth_left.checked_sub(1).filter(|_| patch.node == *id) else {
+                    return Err(damage_at(location)(FormatError::Hash));
+                };
+                let base = self.resolve(&patch.base, left)?;
+                let node = Arc::new(patch.apply(&base.node).map_err(damage_at(location))?);
+                Ok(StoredNode { node, patch_of: Some(patch.base) })
+            }
+            _ => Err(bad(FormatError::Hash)),
+        }
+    }
+
+    /// The root of an image, which must agree with the reference.
+    pub(crate) fn root(&self, image: &ImageRef) -> Result<RootRecord, StoreError> {
+        let Some((location, kind, bytes)) = self.object(image.root.key())? else {
+            return Err(StoreError::Missing { what: "image", id: image.root.to_string() });
+        };
+        if kind != ObjectKind::Root || Root::of(&bytes) != image.root {
+            return Err(damage_at(location)(FormatError::Hash));
+        }
+        let record = RootRecord::decode(&bytes).map_err(damage_at(location))?;
+        if record.image() == *image {
+            Ok(record)
+        } else {
+            Err(StoreError::Invalid("the image has another length or splitter than its root"))
+        }
+    }
+}
+
+impl NodeSource for Depot {
+    fn load_node(&self, id: &NodeId) -> Result<Arc<Node>, StoreError> {
+        self.stored_node(id).map(|stored| stored.node)
+    }
+}
+
+fn damage_at(location: Location) -> impl FnOnce(FormatError) -> StoreError {
+    move |source| StoreError::Damaged { pack: location.pack, offset: location.span.offset, source }
+}

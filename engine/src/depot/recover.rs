@@ -1,0 +1,85 @@
+//! Opening a depot: what a crash left behind is put in order.
+//!
+//! Unfinished packs are removed, because no root names anything in them.
+//! Durable packs that the index has not seen are published. If the index
+//! knows a pack that is gone or has another length, the index is thrown away
+//! and built again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
+
+use super::{Cache, DIRECTORIES_LEN_MAX, Depot, FILES_MAX, FRAMES_LEN_MAX};
+use crate::error::StoreError;
+use crate::id::PackId;
+use crate::index::Index;
+use crate::io::Disk;
+use crate::pack::DurablePack;
+use crate::units::{PACKS_DIR, TEMP_DIR};
+
+impl Depot {
+    /// Opens the packs on a disk whose folders exist.
+    pub(crate) fn open(
+        disk: Arc<dyn Disk>,
+        index: Box<dyn Index>,
+        lock: Option<File>,
+    ) -> Result<Self, StoreError> {
+        let depot = Self {
+            disk,
+            _lock: lock,
+            index,
+            packs: Mutex::default(),
+            distrusted: Mutex::default(),
+            next_pack: AtomicU64::new(1),
+            next_temp: AtomicU64::new(1),
+            fenced: AtomicBool::new(false),
+            files: Mutex::new(Cache::new(FILES_MAX)),
+            directories: Mutex::new(Cache::new(DIRECTORIES_LEN_MAX)),
+            frames: Mutex::new(Cache::new(FRAMES_LEN_MAX)),
+        };
+        depot.remove_unfinished()?;
+        depot.publish_missing()?;
+        *crate::env::lock(&depot.distrusted) = depot.index.distrusted()?.into_iter().collect();
+        Ok(depot)
+    }
+
+    fn remove_unfinished(&self) -> Result<(), StoreError> {
+        for file in self.disk.list(TEMP_DIR).map_err(StoreError::io("list", TEMP_DIR))? {
+            let path = format!("{TEMP_DIR}/{}", file.name);
+            self.disk.remove(&path).map_err(StoreError::io("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    fn publish_missing(&self) -> Result<(), StoreError> {
+        let files = self.disk.list(PACKS_DIR).map_err(StoreError::io("list", PACKS_DIR))?;
+        let on_disk: BTreeMap<PackId, u64> = files
+            .iter()
+            .filter_map(|file| Some((PackId::from_file_name(&file.name)?, file.len)))
+            .collect();
+        let known: HashMap<PackId, u64> = self
+            .index
+            .packs()?
+            .into_iter()
+            .map(|(pack, summary)| (pack, summary.file_len))
+            .collect();
+        let stale = known.iter().any(|(pack, len)| on_disk.get(pack) != Some(len));
+        if stale {
+            tracing::warn!("the index knows packs that are gone; building it again");
+            self.index.clear()?;
+        }
+        // What the index is told now must not lose its name in a power cut.
+        self.disk.sync_dir(PACKS_DIR).map_err(StoreError::io("flush", PACKS_DIR))?;
+        for (pack, file_len) in &on_disk {
+            self.reserve_ids_through(*pack);
+            if stale || !known.contains_key(pack) {
+                let directory = self.directory(*pack)?.as_ref().clone();
+                let pack = DurablePack { pack: *pack, directory, file_len: *file_len };
+                self.index.publish(&pack)?;
+            }
+        }
+        *crate::env::lock(&self.packs) = self.index.packs()?.into_iter().collect();
+        Ok(())
+    }
+}

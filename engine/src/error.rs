@@ -1,0 +1,274 @@
+//! What can go wrong, and what a caller can do about it.
+
+use std::io;
+
+use crate::id::{ChunkId, Name, NameError, PackId};
+
+/// What a caller should do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The thing asked for does not exist.
+    NotFound,
+    /// The thing to be made exists already.
+    Exists,
+    /// Stored bytes are not what was written.
+    Corrupt,
+    /// It may work later or elsewhere: an input or output error, or a lock.
+    Unavailable,
+    /// The disk is full. Nothing that was committed is lost.
+    NoSpace,
+    /// The request makes no sense; ask for something else.
+    Invalid,
+    /// A flush failed; the store refuses writes until it is opened again.
+    Fenced,
+    /// A bug or an error of a library.
+    Internal,
+}
+
+/// Why bytes are not a valid object of the format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FormatError {
+    /// It ends before it should.
+    #[error("it is cut short")]
+    Short,
+    /// It does not begin with the right magic.
+    #[error("it does not begin with the expected magic")]
+    Magic,
+    /// A version that this program does not know.
+    #[error("it has version {0}, which this program does not know")]
+    Version(u32),
+    /// Its checksum is wrong.
+    #[error("its checksum does not match its bytes")]
+    Checksum,
+    /// A length or count is beyond the limit of the format.
+    #[error("{what} is {value}, and the format allows at most {limit}")]
+    TooLong {
+        /// Which number.
+        what: &'static str,
+        /// What was found.
+        value: u64,
+        /// What is allowed.
+        limit: u64,
+    },
+    /// A field has a value that the format does not know or allow.
+    #[error("{0} has a value that the format does not allow")]
+    Field(&'static str),
+    /// The bytes did not decompress to what the header says.
+    #[error("its bytes do not decompress to the stated length")]
+    Decompress,
+    /// The content hash is not the id under which it was looked up.
+    #[error("its content has another hash than its id says")]
+    Hash,
+}
+
+/// Any failure of a store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file operation failed.
+    #[error("cannot {op} `{path}`")]
+    Io {
+        /// What was tried.
+        op: &'static str,
+        /// On which file of the store.
+        path: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Reading the input or writing the output of an import or export failed.
+    #[error("cannot {op}")]
+    Transfer {
+        /// What was tried.
+        op: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process has the store open.
+    #[error("the store is in use by another process; use that one or stop it")]
+    Locked,
+    /// The directory holds something else.
+    #[error("`{0}` is not a store; choose an empty or new directory")]
+    NotAStore(String),
+    /// A later program made the store.
+    #[error("the store has format {found}, this program knows up to {known}; use a newer coppice")]
+    NewerFormat {
+        /// The store's format.
+        found: u32,
+        /// The newest that this program knows.
+        known: u32,
+    },
+    /// No such name or id.
+    #[error("there is no snapshot `{0}`")]
+    NotFound(String),
+    /// Several ids begin like this.
+    #[error("several snapshots begin with `{0}`; give more digits")]
+    Ambiguous(String),
+    /// The name belongs to a snapshot already.
+    #[error("the name `{0}` exists; remove it or choose another")]
+    NameExists(Name),
+    /// Not a name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A request that contradicts itself.
+    #[error("{0}")]
+    Invalid(&'static str),
+    /// An image longer than the format allows.
+    #[error("an image of {0} bytes is longer than the format allows (16 TiB)")]
+    ImageTooLong(u64),
+    /// Pages must come in ascending order and inside the image.
+    #[error("page {page} cannot be written here: the next free one is {next} of {pages}")]
+    PageOrder {
+        /// The first page of the refused write.
+        page: u64,
+        /// The lowest page that may still be written.
+        next: u64,
+        /// Pages of the image.
+        pages: u64,
+    },
+    /// Part of a pack is not what was written.
+    #[error("pack {pack} is damaged at offset {offset}: {source}")]
+    Damaged {
+        /// Which pack.
+        pack: PackId,
+        /// Where in it.
+        offset: u64,
+        /// How.
+        #[source]
+        source: FormatError,
+    },
+    /// Verified bytes of an object are not a valid object.
+    #[error("the {what} {id} is not valid: {source}")]
+    BadObject {
+        /// What kind of object.
+        what: &'static str,
+        /// Its id.
+        id: String,
+        /// How.
+        #[source]
+        source: FormatError,
+    },
+    /// An object is in no pack.
+    #[error("the {what} {id} is in no pack of the store; run `coppice check`")]
+    Missing {
+        /// What kind of object.
+        what: &'static str,
+        /// Its id.
+        id: String,
+    },
+    /// A chunk could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The root log has a bad entry before its end.
+    #[error(
+        "the root log is damaged at offset {offset}: {source}; move the file `roots.log` aside and the catalog is rebuilt from the packs"
+    )]
+    RootLog {
+        /// Where.
+        offset: u64,
+        /// How.
+        #[source]
+        source: FormatError,
+    },
+    /// The index failed.
+    #[error("the index failed: {0}; remove the folder `index` and it is rebuilt from the packs")]
+    Index(String),
+    /// A flush failed earlier.
+    #[error(
+        "an earlier flush to disk failed, so the store takes no writes until it is opened again"
+    )]
+    Fenced,
+}
+
+/// Why a page could not be had.
+#[derive(Debug, thiserror::Error)]
+#[error("chunk {chunk} in pack {pack} at offset {offset} cannot be read: {cause}")]
+pub struct ReadError {
+    /// The chunk that was asked for.
+    pub chunk: ChunkId,
+    /// Its pack.
+    pub pack: PackId,
+    /// Offset of its frame in the pack.
+    pub offset: u64,
+    /// Why.
+    #[source]
+    pub cause: ReadCause,
+}
+
+/// The reason of a [`ReadError`].
+#[derive(Debug, thiserror::Error)]
+pub enum ReadCause {
+    /// The pack was never handed to the reader.
+    #[error("the pack is not open")]
+    UnknownPack,
+    /// The file could not be read.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The bytes are not what was written.
+    #[error("{0}")]
+    Format(#[from] FormatError),
+    /// The frame is sound and holds another chunk.
+    #[error("its bytes have the hash {found}")]
+    Mismatch {
+        /// The hash of the bytes that are there.
+        found: ChunkId,
+    },
+}
+
+impl ReadError {
+    /// What a caller should do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match &self.cause {
+            ReadCause::UnknownPack => ErrorKind::Unavailable,
+            ReadCause::Io(source) => kind_of_io(source),
+            ReadCause::Format(_) | ReadCause::Mismatch { .. } => ErrorKind::Corrupt,
+        }
+    }
+}
+
+impl StoreError {
+    /// What a caller should do.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Io { source, .. } | Self::Transfer { source, .. } => kind_of_io(source),
+            Self::Locked => ErrorKind::Unavailable,
+            Self::NotFound(_) => ErrorKind::NotFound,
+            Self::NameExists(_) => ErrorKind::Exists,
+            Self::NotAStore(_)
+            | Self::NewerFormat { .. }
+            | Self::Ambiguous(_)
+            | Self::Name(_)
+            | Self::Invalid(_)
+            | Self::ImageTooLong(_)
+            | Self::PageOrder { .. } => ErrorKind::Invalid,
+            Self::Damaged { .. }
+            | Self::BadObject { .. }
+            | Self::Missing { .. }
+            | Self::RootLog { .. } => ErrorKind::Corrupt,
+            Self::Read(error) => error.kind(),
+            Self::Index(_) => ErrorKind::Internal,
+            Self::Fenced => ErrorKind::Fenced,
+        }
+    }
+
+    /// Says on which file of the store an operation failed; for `map_err`.
+    pub(crate) fn io(op: &'static str, path: &str) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { op, path, source }
+    }
+
+    /// Says which transfer failed; for `map_err`.
+    pub(crate) fn transfer(op: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Transfer { op, source }
+    }
+}
+
+fn kind_of_io(error: &io::Error) -> ErrorKind {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+        io::ErrorKind::UnexpectedEof => ErrorKind::Corrupt,
+        _ => ErrorKind::Unavailable,
+    }
+}

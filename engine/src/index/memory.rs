@@ -1,0 +1,67 @@
+//! The index in memory, for tests and for stores without RocksDB. It is
+//! rebuilt from the packs whenever the store is opened.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Mutex;
+
+use super::{Index, PackSummary, Place, places};
+use crate::env::lock;
+use crate::error::StoreError;
+use crate::id::{ObjectKey, PackId};
+use crate::pack::DurablePack;
+
+/// Maps in memory.
+#[derive(Debug, Default)]
+pub(crate) struct MemIndex {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: HashMap<ObjectKey, u64>,
+    packs: BTreeMap<PackId, PackSummary>,
+    distrusted: HashSet<ObjectKey>,
+}
+
+impl Index for MemIndex {
+    fn get_many(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Place>>, StoreError> {
+        let state = lock(&self.state);
+        Ok(keys.iter().map(|key| state.entries.get(key).copied().map(Place::from_bits)).collect())
+    }
+
+    fn publish(&self, pack: &DurablePack) -> Result<(), StoreError> {
+        let mut state = lock(&self.state);
+        for (key, place) in places(pack) {
+            state.entries.insert(key, place.to_bits());
+            state.distrusted.remove(&key);
+        }
+        state.packs.insert(pack.pack, PackSummary::of(pack));
+        Ok(())
+    }
+
+    fn packs(&self) -> Result<Vec<(PackId, PackSummary)>, StoreError> {
+        Ok(lock(&self.state).packs.iter().map(|(pack, summary)| (*pack, *summary)).collect())
+    }
+
+    fn clear(&self) -> Result<(), StoreError> {
+        *lock(&self.state) = State::default();
+        Ok(())
+    }
+
+    fn for_each(
+        &self,
+        visit: &mut dyn FnMut(ObjectKey, Place) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let state = lock(&self.state);
+        state.entries.iter().try_for_each(|(key, bits)| visit(*key, Place::from_bits(*bits)))
+    }
+
+    fn distrust(&self, keys: &[ObjectKey]) -> Result<(), StoreError> {
+        lock(&self.state).distrusted.extend(keys);
+        Ok(())
+    }
+
+    fn distrusted(&self) -> Result<Vec<ObjectKey>, StoreError> {
+        Ok(lock(&self.state).distrusted.iter().copied().collect())
+    }
+}

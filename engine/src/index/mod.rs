@@ -1,0 +1,107 @@
+//! The index: where each object lies. It is derived from the packs and can be
+//! thrown away at any time.
+//!
+//! Invariant: an entry is published only for a pack that is durable, in one
+//! atomic step with the mark that the pack was published. A pack without its
+//! mark is published again when the store is opened.
+
+mod memory;
+#[cfg(feature = "rocksdb")]
+mod rocks;
+
+use std::fmt::Debug;
+
+pub(crate) use memory::MemIndex;
+#[cfg(feature = "rocksdb")]
+pub(crate) use rocks::RocksIndex;
+
+use crate::error::StoreError;
+use crate::id::{ObjectKey, PackId};
+use crate::pack::{DurablePack, EntryNo};
+use crate::units::{to_u32, to_u64};
+
+/// Where an object lies: 8 bytes, so that an entry with its key takes 28.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub(crate) pack: PackId,
+    pub(crate) entry: EntryNo,
+}
+
+const ENTRY_BITS: u32 = 24;
+
+impl Place {
+    pub(crate) fn to_bits(self) -> u64 {
+        assert!(self.pack.0 < PackId::LIMIT, "pack ids have 40 bits");
+        (self.pack.0 << ENTRY_BITS) | u64::from(self.entry.0)
+    }
+
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        let entry = u32::try_from(bits & ((1 << ENTRY_BITS) - 1)).expect("24 bits");
+        Self { pack: PackId(bits >> ENTRY_BITS), entry: EntryNo(entry) }
+    }
+}
+
+/// What the index remembers about a published pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PackSummary {
+    /// Length of its file in bytes.
+    pub(crate) file_len: u64,
+    /// Objects in it.
+    pub(crate) entries: u32,
+    /// Chunks among them.
+    pub(crate) chunks: u32,
+}
+
+impl PackSummary {
+    pub(crate) fn of(pack: &DurablePack) -> Self {
+        let chunks = u32::try_from(pack.directory.chunks()).unwrap_or(u32::MAX);
+        let entries = to_u32(pack.directory.keys.len());
+        Self { file_len: pack.file_len, entries, chunks }
+    }
+}
+
+/// Finds objects. Implementations: [`RocksIndex`] on disk, [`MemIndex`].
+pub(crate) trait Index: Send + Sync + Debug {
+    /// The places of objects, in the order of the keys.
+    fn get_many(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Place>>, StoreError>;
+
+    /// Adds all objects of a durable pack, replacing older places, and trusts
+    /// them again.
+    fn publish(&self, pack: &DurablePack) -> Result<(), StoreError>;
+
+    /// The packs that were published.
+    fn packs(&self) -> Result<Vec<(PackId, PackSummary)>, StoreError>;
+
+    /// Forgets everything.
+    fn clear(&self) -> Result<(), StoreError>;
+
+    /// Visits every entry, in no particular order.
+    fn for_each(
+        &self,
+        visit: &mut dyn FnMut(ObjectKey, Place) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError>;
+
+    /// Remembers that the stored bytes of these objects are bad.
+    fn distrust(&self, keys: &[ObjectKey]) -> Result<(), StoreError>;
+
+    /// All objects that are not trusted.
+    fn distrusted(&self) -> Result<Vec<ObjectKey>, StoreError>;
+}
+
+/// The places of all objects of a pack.
+pub(crate) fn places(pack: &DurablePack) -> impl Iterator<Item = (ObjectKey, Place)> + '_ {
+    let entries = pack.directory.keys.iter().zip(0_u32..);
+    entries.map(|(key, entry)| (*key, Place { pack: pack.pack, entry: EntryNo(entry) }))
+}
+
+const _: () = assert!(1_u64 << ENTRY_BITS == crate::units::PACK_ENTRIES_MAX as u64);
+
+/// Bytes of an entry, key and place together.
+pub(crate) const ENTRY_LEN: u64 = 20 + 8;
+
+/// About how many bytes the entries of some packs take.
+pub(crate) fn entries_len(packs: &[(PackId, PackSummary)]) -> u64 {
+    let entries: usize =
+        packs.iter().map(|(_, pack)| crate::units::to_usize(u64::from(pack.entries))).sum();
+    to_u64(entries) * ENTRY_LEN
+}

@@ -1,0 +1,67 @@
+//! The root of an image without a store: what anyone can compute who has the
+//! bytes.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use crate::chunk;
+use crate::error::StoreError;
+use crate::id::NodeId;
+use crate::tree::{
+    ImageRef, Node, NodeSink, NodeSource, RootRecord, Splitter, TreeBuilder, top_level,
+};
+use crate::units::{PAGE_LEN, pages_of, to_u64};
+
+/// Reads to the end and says which image it was.
+///
+/// # Errors
+/// If reading fails or the input is longer than an image may be.
+pub fn tree_root_of(mut input: impl Read) -> Result<ImageRef, StoreError> {
+    let mut tree = TreeBuilder::unbounded();
+    let mut len = 0;
+    loop {
+        let mut page = [0; PAGE_LEN];
+        let count = read_page(&mut input, &mut page).map_err(StoreError::transfer("read input"))?;
+        if let Some(id) = chunk::identify_one(&page) {
+            tree.set(len / to_u64(PAGE_LEN), Some(id), &mut Nowhere)?;
+        }
+        len += to_u64(count);
+        if len > crate::units::IMAGE_LEN_MAX {
+            return Err(StoreError::ImageTooLong(len));
+        }
+        if count < PAGE_LEN {
+            break;
+        }
+    }
+    let top = tree.finish(top_level(pages_of(len)), &mut Nowhere)?;
+    Ok(RootRecord { splitter: Splitter::Fixed4K, len, top }.image())
+}
+
+/// Fills the page unless the input ends.
+fn read_page(input: &mut impl Read, page: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < page.len() {
+        match input.read(&mut page[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// Keeps no nodes and has none.
+struct Nowhere;
+
+impl NodeSource for Nowhere {
+    fn load_node(&self, id: &NodeId) -> Result<Arc<Node>, StoreError> {
+        Err(StoreError::Missing { what: "tree node", id: id.to_string() })
+    }
+}
+
+impl NodeSink for Nowhere {
+    fn store_node(&mut self, _: NodeId, _: &Node, _: Option<NodeId>) -> Result<(), StoreError> {
+        Ok(())
+    }
+}

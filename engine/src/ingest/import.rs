@@ -1,0 +1,191 @@
+//! Import: a file or stream becomes a named snapshot of one image.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::time::Instant;
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+use serde::Serialize;
+
+use super::{CommitOptions, ImageWriter, Progress, Session};
+use crate::catalog::{Role, SnapshotRecord};
+use crate::error::StoreError;
+use crate::id::{Name, Root, SnapshotId};
+use crate::tree::ImageRef;
+use crate::units::{PAGE_LEN, to_u64, to_usize};
+
+/// Bytes read at once.
+const BUFFER_LEN: usize = 4 << 20;
+
+/// What an imported file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImportKind {
+    /// A raw disk.
+    Disk,
+    /// Any bytes.
+    Stream,
+}
+
+/// How to import.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImportOptions {
+    /// What the file is.
+    pub kind: ImportKind,
+    /// What the snapshot is called besides its name.
+    pub commit: CommitOptions,
+}
+
+impl Default for ImportOptions {
+    fn default() -> Self {
+        Self { kind: ImportKind::Disk, commit: CommitOptions::default() }
+    }
+}
+
+/// What an import did.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ImportReport {
+    /// The name it got.
+    pub name: Name,
+    /// The id of the snapshot.
+    pub id: SnapshotId,
+    /// The root of the image.
+    pub root: Root,
+    /// Length of the image.
+    pub logical_bytes: u64,
+    /// Plaintext bytes that were stored for the first time.
+    pub new_bytes: u64,
+    /// Bytes added to packs.
+    pub stored_bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+impl Session {
+    /// Reads `input` and commits it under `name`.
+    pub(crate) fn import(
+        mut self,
+        input: &File,
+        name: Name,
+        options: ImportOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<ImportReport, StoreError> {
+        let begun = Instant::now();
+        // Fails before the work, not after it.
+        drop(self.catalog.reserve(Some(&name))?);
+        let image = self.import_image(input, progress)?;
+        let role = match options.kind {
+            ImportKind::Disk => Role::Disk(0),
+            ImportKind::Stream => Role::Stream,
+        };
+        let record =
+            SnapshotRecord { images: vec![(role, image)], config: Vec::new(), parent: None };
+        let commit = CommitOptions { name: Some(name.clone()), ..options.commit };
+        let committed = self.commit(&record, commit)?;
+        Ok(ImportReport {
+            name,
+            id: committed.id,
+            root: image.root,
+            logical_bytes: committed.logical_bytes,
+            new_bytes: committed.new_bytes,
+            stored_bytes: committed.stored_bytes,
+            seconds: begun.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Reads `input` to its end into an image; holes are skipped.
+    ///
+    /// # Errors
+    /// If it cannot be read or the image cannot be written.
+    pub fn import_image(
+        &mut self,
+        input: &File,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<ImageRef, StoreError> {
+        match length_of(input).map_err(StoreError::transfer("read input"))? {
+            Some(len) => {
+                let mut writer = self.image(len, None)?;
+                copy_file(input, len, &mut writer, progress)?;
+                writer.finish()
+            }
+            None => {
+                let mut writer = self.stream();
+                copy_stream(input, &mut writer, progress)?;
+                writer.finish()
+            }
+        }
+    }
+}
+
+/// The length of what can be read at any offset; `None` for a stream.
+fn length_of(input: &File) -> io::Result<Option<u64>> {
+    let metadata = input.metadata()?;
+    if metadata.is_file() {
+        Ok(Some(metadata.len()))
+    } else if metadata.file_type().is_block_device() {
+        Ok(Some(rustix::fs::seek(input, SeekFrom::End(0))?))
+    } else {
+        Ok(None)
+    }
+}
+
+fn copy_file(
+    input: &File,
+    len: u64,
+    writer: &mut ImageWriter<'_>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), StoreError> {
+    let mut buffer = vec![0; BUFFER_LEN];
+    let mut at = 0;
+    while at < len {
+        let data = next_data(input, at, len).map_err(StoreError::transfer("read input"))?;
+        // Pages are written whole, so data begins and ends at pages.
+        let mut start = data.start - data.start % to_u64(PAGE_LEN);
+        let end = data.end.next_multiple_of(to_u64(PAGE_LEN)).min(len);
+        while start < end {
+            let count = to_usize((end - start).min(to_u64(BUFFER_LEN)));
+            let part = &mut buffer[..count];
+            input.read_exact_at(part, start).map_err(StoreError::transfer("read input"))?;
+            writer.write(start / to_u64(PAGE_LEN), part)?;
+            start += to_u64(count);
+            progress(Progress { done: start, total: Some(len) });
+        }
+        at = end.max(data.end);
+        progress(Progress { done: at.min(len), total: Some(len) });
+    }
+    Ok(())
+}
+
+/// The next range with data at or behind `at`; empty at the end if none is.
+fn next_data(input: &File, at: u64, len: u64) -> io::Result<std::ops::Range<u64>> {
+    let start = match rustix::fs::seek(input, SeekFrom::Data(at)) {
+        Ok(start) => start,
+        Err(Errno::NXIO) => return Ok(len..len),
+        // Not every file system and device knows about holes.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(at..len),
+        Err(error) => return Err(error.into()),
+    };
+    let end = rustix::fs::seek(input, SeekFrom::Hole(start))?;
+    Ok(start.min(len)..end.clamp(start, len.max(start)))
+}
+
+fn copy_stream(
+    mut input: &File,
+    writer: &mut ImageWriter<'_>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), StoreError> {
+    let mut buffer = vec![0; BUFFER_LEN];
+    let mut done = 0;
+    loop {
+        let count = match input.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(StoreError::transfer("read input")(error)),
+        };
+        writer.append(&buffer[..count])?;
+        done += to_u64(count);
+        progress(Progress { done, total: None });
+    }
+}

@@ -1,0 +1,28 @@
+//! Ingest: bytes become chunks, frames, packs, trees and at last a snapshot.
+//!
+//! The order is what makes it safe: seal the pack, flush, rename, flush the
+//! folder, publish to the index, append to the root log, flush. A session that
+//! never commits leaves packs behind that no root names.
+
+mod commit;
+mod compute;
+mod frames;
+mod import;
+mod session;
+mod sink;
+mod writer;
+
+pub use commit::{CommitOptions, Committed};
+pub use compute::tree_root_of;
+pub use import::{ImportKind, ImportOptions, ImportReport};
+pub use session::Session;
+pub use writer::ImageWriter;
+
+/// How far a long operation has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes done, holes included.
+    pub done: u64,
+    /// Bytes in total, if that is known.
+    pub total: Option<u64>,
+}

@@ -1,0 +1,241 @@
+//! Where a session's new objects go: deduplicated, framed, compressed on all
+//! cores and appended to the session's open pack.
+//!
+//! Memory is bounded: a few MiB of frames wait for compression, and what is
+//! remembered about the open pack ends when the pack is sealed.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::frames::{FrameBuilder, PlainFrame};
+use crate::chunk::Page;
+use crate::depot::{Depot, LocatorState};
+use crate::error::StoreError;
+use crate::id::{ChunkId, NodeId, ObjectKey};
+use crate::pack::{FrameKind, ObjectKind, PackWriter, frame};
+use crate::settings::Settings;
+use crate::tree::patch::Patch;
+use crate::tree::{Node, NodeSink, NodeSource, RootRecord};
+use crate::units::{PAGE_LEN, to_u64};
+
+/// Full frames that wait before they are compressed together.
+const WAITING_FRAMES: usize = 64;
+
+/// What a session has added so far.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub(super) new_bytes: u64,
+    pub(super) stored_bytes: u64,
+}
+
+/// The writing half of a session.
+#[derive(Debug)]
+pub(super) struct Sink {
+    depot: Arc<Depot>,
+    settings: Settings,
+    pack: Option<PackWriter>,
+    /// Objects in the open pack and in frames that wait for it.
+    unpublished: HashSet<ObjectKey>,
+    pages: FrameBuilder,
+    objects: FrameBuilder,
+    catalog: FrameBuilder,
+    locator: LocatorState,
+    pub(super) totals: Totals,
+}
+
+impl Sink {
+    pub(super) fn new(depot: Arc<Depot>, settings: Settings) -> Self {
+        let builder = |kind| FrameBuilder::new(kind, settings.frame_len_max);
+        Self {
+            depot,
+            pack: None,
+            unpublished: HashSet::new(),
+            pages: builder(FrameKind::Pages),
+            objects: builder(FrameKind::Objects),
+            catalog: builder(FrameKind::Catalog),
+            locator: LocatorState::default(),
+            totals: Totals::default(),
+            settings,
+        }
+    }
+
+    pub(super) fn depot(&self) -> &Arc<Depot> {
+        &self.depot
+    }
+
+    /// Which of these objects the store does not have yet.
+    fn missing(&mut self, keys: &[ObjectKey]) -> Result<Vec<bool>, StoreError> {
+        let doubt = self.depot.distrusts_any();
+        let unknown: Vec<ObjectKey> =
+            keys.iter().filter(|key| !self.unpublished.contains(*key)).copied().collect();
+        let mut places = self.locator.find(&self.depot, &unknown)?.into_iter();
+        let mut answer = Vec::with_capacity(keys.len());
+        for key in keys {
+            let missing = if self.unpublished.contains(key) {
+                false
+            } else {
+                let place = places.next().flatten();
+                place.is_none() || (doubt && self.depot.is_distrusted(key))
+            };
+            answer.push(missing);
+        }
+        Ok(answer)
+    }
+
+    fn is_missing(&mut self, key: ObjectKey) -> Result<bool, StoreError> {
+        Ok(self.missing(&[key])?.first().copied().unwrap_or(true))
+    }
+
+    /// Whether a chunk that the base has at the same place must be looked at
+    /// nevertheless.
+    pub(super) fn doubts(&self, chunk: &ChunkId) -> bool {
+        self.depot.distrusts_any() && self.depot.is_distrusted(&chunk.key())
+    }
+
+    /// Stores the chunks that the store does not have yet.
+    pub(super) fn put_pages(&mut self, pages: &[(ChunkId, &Page)]) -> Result<(), StoreError> {
+        let keys: Vec<ObjectKey> = pages.iter().map(|(id, _)| id.key()).collect();
+        let missing = self.missing(&keys)?;
+        for ((key, missing), (_, page)) in keys.into_iter().zip(missing).zip(pages) {
+            if missing && self.unpublished.insert(key) {
+                self.pages.put_page(key, *page);
+                self.totals.new_bytes += to_u64(PAGE_LEN);
+                if self.pages.full_count() >= WAITING_FRAMES {
+                    self.flush_pages()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the frame of pages, so that images do not share frames.
+    pub(super) fn end_pages(&mut self) {
+        self.pages.end_frame();
+    }
+
+    fn flush_pages(&mut self) -> Result<(), StoreError> {
+        let frames = self.pages.take_full();
+        self.append(frames)?;
+        let full = self.pack.as_ref().is_some_and(|pack| {
+            let directory = pack.directory();
+            directory.content_len >= self.settings.pack_len_max
+                || directory.keys.len() >= self.settings.pack_objects_max as usize
+        });
+        if full { self.seal() } else { Ok(()) }
+    }
+
+    fn append(&mut self, frames: Vec<PlainFrame>) -> Result<(), StoreError> {
+        if frames.is_empty() {
+            return Ok(());
+        }
+        let level = self.settings.zstd_level;
+        let encode = |plain: PlainFrame| frame::encode(plain.kind, &plain.plain, plain.keys, level);
+        let encoded: Vec<_> = frames.into_par_iter().map(encode).collect();
+        let pack = match &mut self.pack {
+            Some(pack) => pack,
+            none => none.insert(self.depot.begin_pack()?),
+        };
+        encoded.iter().try_for_each(|frame| pack.append(frame))
+    }
+
+    /// Stores the root of an image.
+    pub(super) fn put_root(&mut self, root: &RootRecord) -> Result<(), StoreError> {
+        let bytes = root.encode();
+        let key = root.image().root.key();
+        if self.is_missing(key)? && self.unpublished.insert(key) {
+            self.objects.put_object(key, ObjectKind::Root, &bytes);
+        }
+        Ok(())
+    }
+
+    /// Stores a record of the catalog.
+    pub(super) fn put_catalog(
+        &mut self,
+        key: ObjectKey,
+        kind: ObjectKind,
+        bytes: &[u8],
+    ) -> Result<(), StoreError> {
+        if self.is_missing(key)? && self.unpublished.insert(key) {
+            self.catalog.put_object(key, kind, bytes);
+        }
+        Ok(())
+    }
+
+    /// Whether the store or this session has the object.
+    pub(super) fn has(&mut self, key: ObjectKey) -> Result<bool, StoreError> {
+        Ok(self.unpublished.contains(&key) || self.depot.place(key)?.is_some())
+    }
+
+    /// Makes everything so far durable and known to the index.
+    pub(super) fn seal(&mut self) -> Result<(), StoreError> {
+        for builder in [&mut self.pages, &mut self.objects, &mut self.catalog] {
+            builder.end_frame();
+        }
+        let mut frames = self.pages.take_full();
+        frames.extend(self.objects.take_full());
+        frames.extend(self.catalog.take_full());
+        self.append(frames)?;
+        if let Some(pack) = self.pack.take() {
+            let (_, file_len) = self.depot.publish(pack)?;
+            self.totals.stored_bytes += file_len;
+        }
+        self.unpublished.clear();
+        Ok(())
+    }
+
+    /// A patch on the base, if that is small enough and the base is sound.
+    fn patch(&self, id: NodeId, node: &Node, base: NodeId) -> Result<Option<Patch>, StoreError> {
+        let stored = self.depot.stored_node(&base)?;
+        let (full_id, full) = match stored.patch_of {
+            None => (base, stored.node),
+            Some(full) => (full, self.depot.load_node(&full)?),
+        };
+        if self.depot.distrusts_any() && self.depot.is_distrusted(&full_id.key()) {
+            return Ok(None);
+        }
+        Ok(Patch::between((full_id, &full), (id, node)))
+    }
+}
+
+impl NodeSource for Sink {
+    fn load_node(&self, id: &NodeId) -> Result<Arc<Node>, StoreError> {
+        self.depot.load_node(id)
+    }
+}
+
+impl NodeSink for Sink {
+    fn store_node(
+        &mut self,
+        id: NodeId,
+        node: &Node,
+        base: Option<NodeId>,
+    ) -> Result<(), StoreError> {
+        let key = id.key();
+        if !self.is_missing(key)? {
+            return Ok(());
+        }
+        let patch = base.map_or(Ok(None), |base| self.patch(id, node, base))?;
+        let (kind, bytes) = match patch {
+            Some(patch) => (ObjectKind::NodePatch, patch.encode()),
+            None => (ObjectKind::Node, node.encode()),
+        };
+        // Patches on half-empty nodes may be longer than the node.
+        let full_len = 20 + 32 * node.children().iter().flatten().count();
+        let (kind, bytes) =
+            if bytes.len() < full_len { (kind, bytes) } else { (ObjectKind::Node, node.encode()) };
+        if self.unpublished.insert(key) {
+            self.objects.put_object(key, kind, &bytes);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        if let Some(pack) = self.pack.take() {
+            self.depot.abandon(pack.path());
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Writing one image, page by page in ascending order.
+
+use super::sink::Sink;
+use crate::chunk::{self, Page};
+use crate::error::StoreError;
+use crate::tree::{ImageRef, RootRecord, Splitter, TreeBuilder, top_level};
+use crate::units::{IMAGE_LEN_MAX, PAGE_LEN, pages_of, to_u64, to_usize};
+
+/// Pages hashed together.
+const BATCH_PAGES: usize = 1024;
+
+/// An image that is being written.
+#[derive(Debug)]
+pub struct ImageWriter<'s> {
+    sink: &'s mut Sink,
+    tree: TreeBuilder,
+    /// `None` while the length grows with what is appended.
+    len: Option<u64>,
+    has_base: bool,
+    next_page: u64,
+    /// Appended bytes that are not a whole page yet.
+    rest: Vec<u8>,
+}
+
+impl<'s> ImageWriter<'s> {
+    pub(super) fn sized(
+        sink: &'s mut Sink,
+        len: u64,
+        base: Option<&RootRecord>,
+    ) -> Result<Self, StoreError> {
+        let tree = TreeBuilder::new(top_level(pages_of(len)), base, sink)?;
+        let has_base = base.is_some_and(|base| base.top.is_some());
+        Ok(Self { sink, tree, len: Some(len), has_base, next_page: 0, rest: Vec::new() })
+    }
+
+    pub(super) fn unbounded(sink: &'s mut Sink) -> Self {
+        let tree = TreeBuilder::unbounded();
+        Self { sink, tree, len: None, has_base: false, next_page: 0, rest: Vec::new() }
+    }
+
+    /// Writes whole pages from `first_page` on. Only the last page of the
+    /// image may be partial; its bytes beyond the image's end must be absent.
+    ///
+    /// # Errors
+    /// If pages do not come in ascending order or lie outside the image, or
+    /// if something cannot be read or written.
+    pub fn write(&mut self, first_page: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let Some(len) = self.len else {
+            return Err(StoreError::Invalid("a stream is appended to, not written by page"));
+        };
+        let pages = pages_of(len);
+        let end_page = pages_of(to_u64(bytes.len())).checked_add(first_page);
+        if first_page < self.next_page || end_page.is_none_or(|end| end > pages) {
+            let next = self.next_page;
+            return Err(StoreError::PageOrder { page: first_page, next, pages });
+        }
+        let partial = bytes.len() % PAGE_LEN != 0;
+        let end = first_page * to_u64(PAGE_LEN) + to_u64(bytes.len());
+        if (partial && end != len) || end > len.next_multiple_of(to_u64(PAGE_LEN)) {
+            return Err(StoreError::Invalid("only the last page of an image may be partial"));
+        }
+        // A tail that comes as a whole page must be zero behind the end, or
+        // the root would depend on bytes that are not part of the image.
+        let beyond = to_usize(end.saturating_sub(len));
+        if bytes[bytes.len() - beyond..].iter().any(|byte| *byte != 0) {
+            return Err(StoreError::Invalid("bytes beyond the end of the image must be zero"));
+        }
+        self.put(first_page, bytes)
+    }
+
+    /// Appends bytes to a stream.
+    ///
+    /// # Errors
+    /// If something cannot be read or written.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        if self.len.is_some() {
+            return Err(StoreError::Invalid("an image of known length is written by page"));
+        }
+        let total = self.next_page * to_u64(PAGE_LEN) + to_u64(self.rest.len() + bytes.len());
+        if total > IMAGE_LEN_MAX {
+            return Err(StoreError::ImageTooLong(total));
+        }
+        let missing = (PAGE_LEN - self.rest.len()) % PAGE_LEN;
+        let (head, tail) = bytes.split_at(missing.min(bytes.len()));
+        self.rest.extend_from_slice(head);
+        if self.rest.len() == PAGE_LEN {
+            let page = std::mem::take(&mut self.rest);
+            self.put(self.next_page, &page)?;
+        }
+        let whole = tail.len() - tail.len() % PAGE_LEN;
+        self.put(self.next_page, &tail[..whole])?;
+        self.rest.extend_from_slice(&tail[whole..]);
+        Ok(())
+    }
+
+    fn put(&mut self, first_page: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let mut page = first_page;
+        for batch in bytes.chunks(BATCH_PAGES * PAGE_LEN) {
+            let mut tail = [0; PAGE_LEN];
+            let pages = chunk::split(batch, &mut tail);
+            self.put_batch(page, &pages)?;
+            page += to_u64(pages.len());
+        }
+        self.next_page = self.next_page.max(page);
+        Ok(())
+    }
+
+    fn put_batch(&mut self, first_page: u64, pages: &[&Page]) -> Result<(), StoreError> {
+        let ids = chunk::identify(pages);
+        let mut candidates = Vec::with_capacity(pages.len());
+        for ((page, id), number) in pages.iter().zip(ids).zip(first_page..) {
+            if id.is_none() && !self.has_base {
+                continue;
+            }
+            let before = if self.has_base { self.tree.get(number, self.sink)? } else { None };
+            if before != id {
+                self.tree.set(number, id, self.sink)?;
+            }
+            if let Some(id) = id.filter(|id| before != Some(*id) || self.sink.doubts(id)) {
+                candidates.push((id, *page));
+            }
+        }
+        self.sink.put_pages(&candidates)
+    }
+
+    /// Completes the image.
+    ///
+    /// # Errors
+    /// If something cannot be read or written.
+    pub fn finish(mut self) -> Result<ImageRef, StoreError> {
+        let len = match self.len {
+            Some(len) => len,
+            None => {
+                let rest = std::mem::take(&mut self.rest);
+                let len = self.next_page * to_u64(PAGE_LEN) + to_u64(rest.len());
+                self.put(self.next_page, &rest)?;
+                len
+            }
+        };
+        self.sink.end_pages();
+        let top = self.tree.finish(top_level(pages_of(len)), self.sink)?;
+        let root = RootRecord { splitter: Splitter::Fixed4K, len, top };
+        self.sink.put_root(&root)?;
+        Ok(root.image())
+    }
+}

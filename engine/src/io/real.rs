@@ -1,0 +1,115 @@
+//! The real disk: reads through `io_uring`, everything else by plain system
+//! calls, which `std` already repeats when a signal interrupts them.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::{Access, Disk, DiskFile, Listed, read_exact_at};
+
+/// A folder of the host's file system.
+#[derive(Debug)]
+pub(crate) struct RealDisk {
+    base: PathBuf,
+}
+
+impl RealDisk {
+    /// Uses `base`, which must exist.
+    pub(crate) fn new(base: &Path) -> Self {
+        Self { base: base.to_owned() }
+    }
+
+    /// Takes the lock file; `None` if another process has it.
+    pub(crate) fn lock(&self, path: &str) -> io::Result<Option<File>> {
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(self.base.join(path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+impl Disk for RealDisk {
+    fn create(&self, path: &str) -> io::Result<Box<dyn DiskFile>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(self.base.join(path))?;
+        Ok(Box::new(RealFile(file)))
+    }
+
+    fn open(&self, path: &str, access: Access) -> io::Result<Box<dyn DiskFile>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(access == Access::Write)
+            .open(self.base.join(path))?;
+        Ok(Box::new(RealFile(file)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.base.join(from), self.base.join(to))
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        std::fs::remove_file(self.base.join(path))
+    }
+
+    fn list(&self, dir: &str) -> io::Result<Vec<Listed>> {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(self.base.join(dir))? {
+            let entry = entry?;
+            let name = entry.file_name().into_string();
+            if let Ok(name) = name {
+                files.push(Listed { name, len: entry.metadata()?.len() });
+            }
+        }
+        Ok(files)
+    }
+
+    fn make_dir(&self, dir: &str) -> io::Result<()> {
+        match std::fs::create_dir(self.base.join(dir)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        File::open(self.base.join(dir))?.sync_all()
+    }
+
+    fn descriptor(&self, path: &str) -> io::Result<File> {
+        File::open(self.base.join(path))
+    }
+}
+
+#[derive(Debug)]
+struct RealFile(File);
+
+impl DiskFile for RealFile {
+    fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        read_exact_at(&self.0, offset, len)
+    }
+
+    fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_all()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+}

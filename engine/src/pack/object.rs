@@ -1,0 +1,84 @@
+//! Objects inside frames that do not hold pages.
+//!
+//! ```text
+//! kind u8 | zero, 3 | length u32 | bytes
+//! ```
+
+use super::fields::{Fields, put_bytes};
+use super::frame::{Frame, FrameKind};
+use crate::error::FormatError;
+use crate::units::FRAME_PLAIN_LEN_MAX;
+
+/// What an object is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ObjectKind {
+    /// A tree node in full.
+    Node,
+    /// A tree node as the difference from another one.
+    NodePatch,
+    /// The root of an image.
+    Root,
+    /// A snapshot record.
+    Snapshot,
+    /// An entry of the catalog's history.
+    Event,
+}
+
+impl ObjectKind {
+    fn code(self) -> u8 {
+        match self {
+            Self::Node => 1,
+            Self::NodePatch => 2,
+            Self::Root => 3,
+            Self::Snapshot => 4,
+            Self::Event => 5,
+        }
+    }
+
+    fn from_code(code: u8) -> Result<Self, FormatError> {
+        match code {
+            1 => Ok(Self::Node),
+            2 => Ok(Self::NodePatch),
+            3 => Ok(Self::Root),
+            4 => Ok(Self::Snapshot),
+            5 => Ok(Self::Event),
+            _ => Err(FormatError::Field("object kind")),
+        }
+    }
+}
+
+/// Bytes of an object before its content.
+pub(crate) const OBJECT_HEADER_LEN: usize = 8;
+
+/// An object inside a decoded frame; not verified yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Object<'a> {
+    pub(crate) kind: ObjectKind,
+    pub(crate) bytes: &'a [u8],
+}
+
+/// Appends an object to the plaintext of a frame.
+pub(crate) fn put(plain: &mut Vec<u8>, kind: ObjectKind, bytes: &[u8]) {
+    plain.extend_from_slice(&[kind.code(), 0, 0, 0]);
+    put_bytes(plain, bytes);
+}
+
+/// All objects of a frame that does not hold pages.
+pub(crate) fn list(frame: &Frame) -> Result<Vec<Object<'_>>, FormatError> {
+    if frame.kind == FrameKind::Pages {
+        return Err(FormatError::Field("frame kind"));
+    }
+    let mut fields = Fields::new(&frame.plain);
+    let mut objects = Vec::new();
+    while !fields.is_empty() {
+        let kind = ObjectKind::from_code(fields.u8()?)?;
+        fields.zeros(3, "object header")?;
+        let bytes = fields.bytes("object length", FRAME_PLAIN_LEN_MAX)?;
+        objects.push(Object { kind, bytes });
+    }
+    if crate::units::to_u32(objects.len()) == frame.count {
+        Ok(objects)
+    } else {
+        Err(FormatError::Field("frame objects"))
+    }
+}

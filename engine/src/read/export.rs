@@ -1,0 +1,95 @@
+//! Export: an image back into a file, holes and all.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use rayon::prelude::*;
+
+use super::image::read_frame;
+use super::map::{Location, PageMap};
+use super::map_build;
+use super::page_reader::verified;
+use crate::chunk::Page;
+use crate::depot::Depot;
+use crate::error::{ReadError, StoreError};
+use crate::tree::RootRecord;
+use crate::units::{PAGE_LEN, page_offset, pages_of, to_u64, to_usize};
+
+/// Pages exported together: 64 MiB of the image.
+const WINDOW_PAGES: u64 = 1 << 14;
+/// Pages decoded before they are written out: 4 MiB.
+const BATCH_PAGES: usize = 1024;
+
+/// Writes every byte of an image into an empty file; zeros become holes.
+pub(crate) fn export(
+    depot: &Depot,
+    root: &RootRecord,
+    out: &File,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), StoreError> {
+    out.set_len(0).map_err(StoreError::transfer("cut the output"))?;
+    out.set_len(root.len).map_err(StoreError::transfer("set the length of the output"))?;
+    let pages = pages_of(root.len);
+    let mut start = 0;
+    while start < pages {
+        let range = start..(start + WINDOW_PAGES).min(pages);
+        start = range.end;
+        let map = map_build::build(depot, root, &range)?;
+        write_window(depot, &map, root.len, out)?;
+        progress(page_offset(start).min(root.len));
+    }
+    Ok(())
+}
+
+fn write_window(depot: &Depot, map: &PageMap, len: u64, out: &File) -> Result<(), StoreError> {
+    let pages: Vec<(u64, Location)> = map.stored(0..u64::MAX).collect();
+    for batch in pages.chunks(BATCH_PAGES) {
+        // Neighbouring pages of one frame are decoded together.
+        let runs: Vec<&[(u64, Location)]> =
+            batch.chunk_by(|(_, one), (_, next)| one.frame == next.frame).collect();
+        let decoded: Vec<Vec<(u64, Page)>> =
+            runs.into_par_iter().map(|run| read_run(depot, run)).collect::<Result<_, _>>()?;
+        write_pages(decoded.iter().flatten(), len, out)?;
+    }
+    Ok(())
+}
+
+fn read_run(depot: &Depot, run: &[(u64, Location)]) -> Result<Vec<(u64, Page)>, StoreError> {
+    let Some((_, first)) = run.first() else { return Ok(Vec::new()) };
+    let at = first.frame;
+    let fail = |chunk| move |cause| ReadError { chunk, pack: at.pack, offset: at.offset, cause };
+    let frame = read_frame(depot, &at).map_err(fail(first.chunk))?;
+    let page = |(page, location): &(u64, Location)| {
+        let bytes =
+            verified(&frame, location.slot, &location.chunk).map_err(fail(location.chunk))?;
+        Ok((*page, *bytes))
+    };
+    run.iter().map(page).collect()
+}
+
+/// Writes pages, neighbours with one call.
+fn write_pages<'p>(
+    pages: impl Iterator<Item = &'p (u64, Page)>,
+    len: u64,
+    out: &File,
+) -> Result<(), StoreError> {
+    let mut run: Vec<u8> = Vec::new();
+    let mut run_start = 0;
+    let write = |start: u64, run: &[u8]| {
+        let count = to_usize((len - start).min(to_u64(run.len())));
+        out.write_all_at(&run[..count], start).map_err(StoreError::transfer("write the output"))
+    };
+    for (page, bytes) in pages {
+        if run_start + to_u64(run.len()) != page_offset(*page) && !run.is_empty() {
+            write(run_start, &run)?;
+            run.clear();
+        }
+        if run.is_empty() {
+            run_start = page_offset(*page);
+        }
+        run.extend_from_slice(bytes);
+    }
+    if run.is_empty() { Ok(()) } else { write(run_start, &run) }
+}
+
+const _: () = assert!(PAGE_LEN == 4096);

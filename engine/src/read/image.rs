@@ -1,0 +1,106 @@
+//! Reading an image at any offset.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::map::{Extent, FrameRef, Location, PageMap};
+use super::map_build;
+use super::page_reader::{decode_pages, verified};
+use crate::depot::Depot;
+use crate::error::{ReadCause, ReadError, StoreError};
+use crate::pack::Frame;
+use crate::tree::{ImageRef, RootRecord};
+use crate::units::{PAGE_LEN, page_offset, pages_of, to_u64, to_usize};
+
+/// Pages whose places are looked up together: 64 MiB.
+const WINDOW_PAGES: u64 = 1 << 14;
+
+/// Reads verified bytes of an image. The places of one window of pages and
+/// the frame read last stay in memory.
+#[derive(Debug)]
+pub struct ImageReader {
+    depot: Arc<Depot>,
+    root: RootRecord,
+    window: Option<(Range<u64>, PageMap)>,
+    last: Option<(FrameRef, Frame)>,
+}
+
+impl ImageReader {
+    pub(crate) fn open(depot: Arc<Depot>, image: &ImageRef) -> Result<Self, StoreError> {
+        let root = depot.root(image)?;
+        Ok(Self { depot, root, window: None, last: None })
+    }
+
+    /// Length of the image in bytes.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "the length of an image, not of a collection")]
+    pub fn len(&self) -> u64 {
+        self.root.len
+    }
+
+    /// Reads from `offset` on, as much as fits or the image has; returns how
+    /// much.
+    ///
+    /// # Errors
+    /// If a chunk cannot be had or is not what it should be.
+    pub fn read_at(&mut self, offset: u64, out: &mut [u8]) -> Result<usize, StoreError> {
+        let len = to_u64(out.len()).min(self.root.len.saturating_sub(offset));
+        let mut done = 0;
+        while done < len {
+            let at = offset + done;
+            let page = at / to_u64(PAGE_LEN);
+            let inside = to_usize(at - page_offset(page));
+            let count = (PAGE_LEN - inside).min(to_usize(len - done));
+            let start = to_usize(done);
+            self.copy_page(page, inside, &mut out[start..start + count])?;
+            done += to_u64(count);
+        }
+        Ok(to_usize(len))
+    }
+
+    fn copy_page(&mut self, page: u64, inside: usize, out: &mut [u8]) -> Result<(), StoreError> {
+        match self.extent(page)? {
+            Extent::Zero => out.fill(0),
+            Extent::Stored(location) => {
+                let bytes = self.page(&location)?;
+                out.copy_from_slice(&bytes[inside..inside + out.len()]);
+            }
+        }
+        Ok(())
+    }
+
+    fn extent(&mut self, page: u64) -> Result<Extent, StoreError> {
+        if let Some((range, map)) = &self.window
+            && range.contains(&page)
+        {
+            return Ok(map.extent(page));
+        }
+        let start = page - page % WINDOW_PAGES;
+        let range = start..(start + WINDOW_PAGES).min(pages_of(self.root.len));
+        let map = map_build::build(&self.depot, &self.root, &range)?;
+        let extent = map.extent(page);
+        self.window = Some((range, map));
+        Ok(extent)
+    }
+
+    fn page(&mut self, location: &Location) -> Result<&[u8; PAGE_LEN], StoreError> {
+        let at = location.frame;
+        let fail =
+            |cause| ReadError { chunk: location.chunk, pack: at.pack, offset: at.offset, cause };
+        let frame = match self.last.take() {
+            Some((kept, frame)) if kept == at => frame,
+            _ => read_frame(&self.depot, &at).map_err(fail)?,
+        };
+        let (_, frame) = self.last.insert((at, frame));
+        Ok(verified(frame, location.slot, &location.chunk).map_err(fail)?)
+    }
+}
+
+/// Reads, checks and decompresses a frame of pages.
+pub(super) fn read_frame(depot: &Depot, at: &FrameRef) -> Result<Frame, ReadCause> {
+    let file = depot.file(at.pack).map_err(|error| match error {
+        StoreError::Io { source, .. } => ReadCause::Io(source),
+        _ => ReadCause::UnknownPack,
+    })?;
+    decode_pages(&file.read_at(at.offset, to_usize(u64::from(at.len)))?)
+}

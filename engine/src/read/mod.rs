@@ -1,0 +1,17 @@
+//! Reading: where the pages of an image lie, and their verified bytes.
+//!
+//! Invariant: no byte leaves this module unless the BLAKE3 of its chunk was
+//! computed from it and matches the id in the tree.
+
+mod export;
+mod image;
+mod map;
+mod map_build;
+mod map_bytes;
+mod page_reader;
+
+pub(crate) use export::export;
+pub use image::ImageReader;
+pub use map::{Extent, FrameRef, Location, PageMap};
+pub(crate) use map_build::build as build_map;
+pub use page_reader::{Fetched, PageReader};

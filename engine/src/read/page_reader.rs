@@ -1,0 +1,121 @@
+//! The reader of the page server: pages by their location, verified, without
+//! a store or an index. The fault path takes no lock across a read.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::map::{FrameRef, PageMap};
+use crate::chunk::Page;
+use crate::error::{FormatError, ReadCause, ReadError};
+use crate::id::{ChunkId, PackId};
+use crate::io::read_exact_at;
+use crate::pack::FrameKind;
+use crate::pack::frame::{self, Frame};
+use crate::units::{to_u64, to_usize};
+
+/// Pages handed over for one fetch.
+const COMPANIONS_MAX: usize = 64;
+
+/// What a fetch cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fetched {
+    /// Bytes read from the pack; zero if the page is zero and nothing was read.
+    pub bytes_read: u64,
+    /// Pages handed to the sink.
+    pub pages: u64,
+}
+
+/// Reads pages out of packs that were handed to it.
+#[derive(Debug, Default)]
+pub struct PageReader {
+    packs: RwLock<HashMap<PackId, Arc<File>>>,
+}
+
+impl PageReader {
+    /// A reader without packs.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Hands over a pack. One that is known already is kept as it is.
+    pub fn add_pack(&self, pack: PackId, file: File) {
+        let mut packs = self.packs.write().unwrap_or_else(PoisonError::into_inner);
+        packs.entry(pack).or_insert_with(|| Arc::new(file));
+    }
+
+    /// Whether a pack was handed over.
+    #[must_use]
+    pub fn has_pack(&self, pack: PackId) -> bool {
+        self.packs.read().unwrap_or_else(PoisonError::into_inner).contains_key(&pack)
+    }
+
+    /// Reads the frame of a page and hands its pages to `sink`: first the one
+    /// asked for, then other pages of the map that lie in the same frame, at
+    /// most 64. A page that is zero is handed over without any reading. Every
+    /// page was verified; a damaged companion is left out, a damaged page
+    /// that was asked for is an error and `sink` is not called.
+    ///
+    /// # Errors
+    /// If the page cannot be had; the error names chunk, pack and offset.
+    pub fn fetch(
+        &self,
+        map: &PageMap,
+        page: u64,
+        sink: &mut dyn FnMut(u64, &Page),
+    ) -> Result<Fetched, ReadError> {
+        let Some(number) = map.row_of(page) else {
+            sink(page, &crate::units::ZERO_PAGE);
+            return Ok(Fetched { bytes_read: 0, pages: 1 });
+        };
+        let row = map.rows()[number];
+        let at = map.frames()[to_usize(u64::from(row.frame))];
+        let fail = |cause| ReadError { chunk: row.chunk, pack: at.pack, offset: at.offset, cause };
+        let frame = self.read(&at).map_err(fail)?;
+        sink(page, verified(&frame, row.slot, &row.chunk).map_err(fail)?);
+        let mut pages = 1;
+        let companions = map.companions(number, COMPANIONS_MAX);
+        for other in companions.filter(|other| u64::from(other.page) != page) {
+            if let Ok(bytes) = verified(&frame, other.slot, &other.chunk) {
+                sink(u64::from(other.page), bytes);
+                pages += 1;
+            }
+        }
+        Ok(Fetched { bytes_read: u64::from(at.len), pages })
+    }
+
+    fn read(&self, at: &FrameRef) -> Result<Frame, ReadCause> {
+        let file = {
+            let packs = self.packs.read().unwrap_or_else(PoisonError::into_inner);
+            packs.get(&at.pack).cloned().ok_or(ReadCause::UnknownPack)?
+        };
+        let bytes = read_exact_at(&file, at.offset, to_usize(u64::from(at.len)))?;
+        decode_pages(&bytes)
+    }
+}
+
+/// Checks and decompresses a frame of pages.
+pub(super) fn decode_pages(bytes: &[u8]) -> Result<Frame, ReadCause> {
+    let frame = frame::decode(bytes)?;
+    if frame.kind == FrameKind::Pages {
+        Ok(frame)
+    } else {
+        Err(FormatError::Field("frame kind").into())
+    }
+}
+
+/// The page in a slot, if it is the chunk that it should be.
+pub(super) fn verified<'f>(
+    frame: &'f Frame,
+    slot: u32,
+    chunk: &ChunkId,
+) -> Result<&'f Page, ReadCause> {
+    let page = frame.page(slot).ok_or(FormatError::TooLong {
+        what: "slot",
+        value: u64::from(slot),
+        limit: to_u64(frame.plain.len()),
+    })?;
+    let found = ChunkId::of(page);
+    if found == *chunk { Ok(page) } else { Err(ReadCause::Mismatch { found }) }
+}

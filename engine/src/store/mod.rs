@@ -1,0 +1,203 @@
+//! The store: everything that callers do, in one place.
+
+mod open;
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::catalog::{Catalog, Entry, Event, EventKind, LoggedEvent};
+use crate::depot::Depot;
+use crate::error::StoreError;
+use crate::id::{Name, PackId};
+use crate::ingest::{ImportOptions, ImportReport, Progress, Session};
+use crate::io::Disk;
+use crate::read::{self, ImageReader, PageMap};
+use crate::settings::Settings;
+use crate::tree::ImageRef;
+use crate::units::{PAGE_LEN, pages_of, to_u64};
+
+/// An open store. Clones share it; it is closed with the last clone, session
+/// and reader.
+#[derive(Debug, Clone)]
+pub struct Store {
+    depot: Arc<Depot>,
+    catalog: Arc<Catalog>,
+    settings: Settings,
+}
+
+/// How much a store holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// Bytes of all images of all listed snapshots.
+    pub logical_bytes: u64,
+    /// Plaintext bytes of all chunks.
+    pub unique_bytes: u64,
+    /// Bytes of all packs, tables included, and of the root log.
+    pub stored_bytes: u64,
+    /// Chunks.
+    pub chunks: u64,
+    /// Packs.
+    pub packs: u64,
+    /// Listed snapshots.
+    pub snapshots: u64,
+}
+
+impl Store {
+    /// Opens the store in a folder, and makes it if the folder is empty or
+    /// absent. Only one process at a time can have it open.
+    ///
+    /// # Errors
+    /// If another process has it open, it is of a newer format, the folder
+    /// holds something else, or something cannot be read or written.
+    pub fn open(dir: &Path, settings: &Settings) -> Result<Self, StoreError> {
+        open::open_folder(dir, settings)
+    }
+
+    /// Opens a store on any disk, with the index in memory.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_on(disk: Arc<dyn Disk>, settings: &Settings) -> Result<Self, StoreError> {
+        open::open_disk(disk, settings)
+    }
+
+    /// Begins a session, which becomes one snapshot.
+    ///
+    /// # Errors
+    /// If an earlier flush failed.
+    pub fn begin(&self) -> Result<Session, StoreError> {
+        Session::new(self.depot.clone(), self.catalog.clone(), self.settings.clone())
+    }
+
+    /// Imports a file or stream under a free name.
+    ///
+    /// # Errors
+    /// If the name exists, or something cannot be read or written.
+    pub fn import(
+        &self,
+        input: &File,
+        name: Name,
+        options: ImportOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<ImportReport, StoreError> {
+        self.begin()?.import(input, name, options, progress)
+    }
+
+    /// Writes an image into a file, whose content is replaced. Holes stay
+    /// holes; every chunk is verified.
+    ///
+    /// # Errors
+    /// If something cannot be read or written.
+    pub fn export(
+        &self,
+        image: &ImageRef,
+        out: &File,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), StoreError> {
+        let root = self.depot.root(image)?;
+        read::export(&self.depot, &root, out, &mut |done| {
+            progress(Progress { done, total: Some(root.len) });
+        })
+    }
+
+    /// All snapshots, oldest first.
+    #[must_use]
+    pub fn snapshots(&self) -> Vec<Entry> {
+        self.catalog.entries()
+    }
+
+    /// The snapshot with this name, or whose id begins with these four or
+    /// more digits.
+    ///
+    /// # Errors
+    /// If there is none, or more than one.
+    pub fn lookup(&self, name_or_id: &str) -> Result<Entry, StoreError> {
+        self.catalog.lookup(name_or_id)
+    }
+
+    /// Gives a snapshot another name.
+    ///
+    /// # Errors
+    /// If the snapshot does not exist, the name does, or nothing can be
+    /// written.
+    pub fn tag(&self, name_or_id: &str, name: Name) -> Result<Entry, StoreError> {
+        let id = self.lookup(name_or_id)?.id;
+        self.begin()?.commit_tag(id, name)?;
+        self.lookup(&id.to_string())
+    }
+
+    /// Removes a name; a snapshot that loses its last one leaves the catalog.
+    /// With an id, a snapshot that has no name is removed. Its bytes stay
+    /// until they are collected.
+    ///
+    /// # Errors
+    /// If there is no such snapshot, an id is given for one that has names,
+    /// or nothing can be written.
+    pub fn remove(&self, name_or_id: &str) -> Result<Entry, StoreError> {
+        let entry = self.lookup(name_or_id)?;
+        let name = entry.names.iter().find(|name| name.as_str() == name_or_id).cloned();
+        let kind = match &name {
+            Some(_) => EventKind::Untag,
+            None if entry.names.is_empty() => EventKind::Drop,
+            None => return Err(StoreError::Invalid("the snapshot has names; remove it by name")),
+        };
+        let event = Event {
+            kind,
+            time_unix_ms: self.settings.clock.now_unix_ms(),
+            snapshot: entry.id,
+            name,
+            new_bytes: 0,
+            labels: std::collections::BTreeMap::new(),
+        };
+        let pack = self.depot.highest_pack();
+        let logged = LoggedEvent { event, record: None, pack, stored_bytes: 0 };
+        self.catalog.append(&self.depot, &logged)?;
+        Ok(entry)
+    }
+
+    /// How much the store holds.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let packs = self.depot.packs();
+        let chunks = packs.iter().map(|(_, pack)| u64::from(pack.chunks)).sum::<u64>();
+        let pack_bytes = packs.iter().map(|(_, pack)| pack.file_len).sum::<u64>();
+        let entries = self.snapshots();
+        Stats {
+            logical_bytes: entries.iter().map(|entry| entry.record.logical_bytes()).sum(),
+            unique_bytes: chunks * to_u64(PAGE_LEN),
+            stored_bytes: pack_bytes + self.catalog.log_len(),
+            chunks,
+            packs: to_u64(packs.len()),
+            snapshots: to_u64(entries.len()),
+        }
+    }
+
+    /// Reads an image at any offset.
+    ///
+    /// # Errors
+    /// If the image is not in the store.
+    pub fn reader(&self, image: &ImageRef) -> Result<ImageReader, StoreError> {
+        ImageReader::open(self.depot.clone(), image)
+    }
+
+    /// Where all pages of an image lie, for the page server.
+    ///
+    /// # Errors
+    /// If the image or one of its chunks is not in the store.
+    pub fn page_map(&self, image: &ImageRef) -> Result<PageMap, StoreError> {
+        let root = self.depot.root(image)?;
+        read::build_map(&self.depot, &root, &(0..pages_of(root.len)))
+    }
+
+    /// A read-only descriptor of a pack, for the page server.
+    ///
+    /// # Errors
+    /// If the pack cannot be opened.
+    pub fn pack_file(&self, pack: PackId) -> Result<File, StoreError> {
+        let path = pack.path();
+        self.depot.disk().descriptor(&path).map_err(StoreError::io("open", &path))
+    }
+}
