@@ -2,3 +2,8 @@
 //! written against safe functions and owned descriptors.
 
 pub mod channel;
+pub(crate) mod memfd;
+pub mod pagemap;
+pub mod remote_memory;
+pub(crate) mod side;
+pub mod userfault;
