@@ -152,8 +152,9 @@ impl RawTerminal {
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        // A terminal that has gone cannot be given back.
-        drop(tcsetattr(std::io::stdin(), OptionalActions::Now, &self.before));
+        if tcsetattr(std::io::stdin(), OptionalActions::Now, &self.before).is_err() {
+            eprintln!("coppice: cannot give the terminal back; `reset` does");
+        }
     }
 }
 

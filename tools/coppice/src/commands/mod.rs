@@ -23,7 +23,7 @@ use crate::supervisor::{self, paths::Paths};
 pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::InternalVmm => return internal(coppice_runtime::vmm_main),
-        Command::InternalPager => return internal(coppice_runtime::vmm_main),
+        Command::InternalPager => return internal(page_server),
         _ => {}
     }
     let folder = cli.store.clone().map_or_else(default_store, Ok)?;
@@ -73,6 +73,16 @@ fn internal(main: impl FnOnce(Channel) -> ExitCode) -> Result<ExitCode> {
     log_to_stderr();
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
     Ok(main(Channel::new(UnixStream::from(socket))))
+}
+
+fn page_server(channel: Channel) -> ExitCode {
+    match coppice_runtime::pager_main(channel) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("page server: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn log_to_stderr() {
