@@ -1,0 +1,185 @@
+//! Requests and replies over a [`Channel`], with events in between.
+//!
+//! Requests are answered in order, one reply each; a reader thread sorts what
+//! arrives into replies and events. When the process behind the channel ends,
+//! every waiting and later request gets [`PeerError::Gone`]: nobody hangs.
+
+use std::marker::PhantomData;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::protocol::{PagerEvent, PagerMessage, PagerReply, VmmEvent, VmmMessage, VmmReply};
+use crate::sys::channel::{Channel, ChannelError};
+
+/// Why a request to another process failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The process is no longer there.
+    #[error("{process} has ended")]
+    Gone {
+        /// What it was.
+        process: String,
+    },
+    /// The process answered that it could not.
+    #[error("{process}: {reason}")]
+    Refused {
+        /// What it was.
+        process: String,
+        /// In its own words.
+        reason: String,
+    },
+    /// The process answered something that does not fit the question.
+    #[error("{process} answered out of turn")]
+    OutOfTurn {
+        /// What it was.
+        process: String,
+    },
+    /// The process could not be started.
+    #[error("cannot start {process}")]
+    Spawn {
+        /// What it was to be.
+        process: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The channel failed.
+    #[error("{process}: {source}")]
+    Channel {
+        /// What it was.
+        process: String,
+        /// How.
+        source: ChannelError,
+    },
+}
+
+/// A message from a server, sorted.
+pub enum Incoming<R, E> {
+    /// The answer to the oldest unanswered request.
+    Reply(Result<R, String>),
+    /// Something else.
+    Event(E),
+}
+
+/// What a server may send.
+pub trait ServerMessage: DeserializeOwned + Send + 'static {
+    /// Its answers.
+    type Reply: Send + 'static;
+    /// Its news.
+    type Event: Send + 'static;
+    /// Tells answers from news.
+    fn sort(self) -> Incoming<Self::Reply, Self::Event>;
+}
+
+impl ServerMessage for VmmMessage {
+    type Reply = VmmReply;
+    type Event = VmmEvent;
+    fn sort(self) -> Incoming<VmmReply, VmmEvent> {
+        match self {
+            Self::Reply(reply) => Incoming::Reply(reply),
+            Self::Event(event) => Incoming::Event(event),
+        }
+    }
+}
+
+impl ServerMessage for PagerMessage {
+    type Reply = PagerReply;
+    type Event = PagerEvent;
+    fn sort(self) -> Incoming<PagerReply, PagerEvent> {
+        match self {
+            Self::Reply(reply) => Incoming::Reply(reply),
+            Self::Event(event) => Incoming::Event(event),
+        }
+    }
+}
+
+/// News about a process.
+#[derive(Debug)]
+pub enum News<E> {
+    /// It said something by itself.
+    Event(E),
+    /// Its channel closed: it has ended, or is about to.
+    Closed,
+}
+
+type Answer<R> = (Result<R, String>, Vec<OwnedFd>);
+
+/// A connection to a server process.
+#[derive(Debug)]
+pub struct Peer<Q, M: ServerMessage> {
+    process: String,
+    /// Held for a whole request, so that replies cannot be mixed up.
+    turn: Mutex<Channel>,
+    answers: Receiver<Answer<M::Reply>>,
+    requests: PhantomData<fn(Q)>,
+}
+
+impl<Q: Serialize, M: ServerMessage> Peer<Q, M> {
+    /// Starts listening. `news` runs on the reader thread: it must not make
+    /// requests to this peer.
+    pub fn new(
+        process: String,
+        channel: Channel,
+        news: impl FnMut(News<M::Event>) + Send + 'static,
+    ) -> Result<Self, PeerError> {
+        let listen = channel
+            .try_clone()
+            .map_err(|source| PeerError::Channel { process: process.clone(), source })?;
+        let (sender, answers) = unbounded();
+        std::thread::Builder::new()
+            .name(format!("{process} reader"))
+            .stack_size(256 << 10)
+            .spawn(move || read_all::<M>(&listen, &sender, news))
+            .map_err(|source| PeerError::Spawn { process: process.clone(), source })?;
+        Ok(Self { process, turn: Mutex::new(channel), answers, requests: PhantomData })
+    }
+
+    /// Asks, and waits for the answer.
+    pub fn call(
+        &self,
+        request: &Q,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(M::Reply, Vec<OwnedFd>), PeerError> {
+        let channel = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        channel.send(request, descriptors).map_err(|source| self.failed(source))?;
+        let (reply, received) =
+            self.answers.recv().map_err(|_| PeerError::Gone { process: self.process.clone() })?;
+        let reply =
+            reply.map_err(|reason| PeerError::Refused { process: self.process.clone(), reason })?;
+        Ok((reply, received))
+    }
+
+    /// The error for an answer of the wrong kind.
+    pub fn out_of_turn(&self) -> PeerError {
+        PeerError::OutOfTurn { process: self.process.clone() }
+    }
+
+    fn failed(&self, source: ChannelError) -> PeerError {
+        let process = self.process.clone();
+        match source {
+            ChannelError::Closed => PeerError::Gone { process },
+            source => PeerError::Channel { process, source },
+        }
+    }
+}
+
+fn read_all<M: ServerMessage>(
+    channel: &Channel,
+    answers: &Sender<Answer<M::Reply>>,
+    mut news: impl FnMut(News<M::Event>),
+) {
+    while let Ok((message, descriptors)) = channel.receive::<M>() {
+        match message.sort() {
+            Incoming::Reply(reply) => {
+                if answers.send((reply, descriptors)).is_err() {
+                    break;
+                }
+            }
+            Incoming::Event(event) => news(News::Event(event)),
+        }
+    }
+    news(News::Closed);
+}

@@ -1,0 +1,143 @@
+//! A machine's process, as the supervisor sees it.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::Child;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::peer::{News, Peer, PeerError};
+use super::process::Program;
+use crate::protocol::{
+    MachineConfig, PageRun, Region, Start, VmmEvent, VmmMessage, VmmReply, VmmRequest,
+};
+use crate::sys::pagemap::Pagemap;
+use crate::sys::remote_memory::RemoteMemory;
+
+/// The handle of a machine's process. Dropping it kills the process.
+#[derive(Debug)]
+pub struct Vmm {
+    peer: Peer<VmmRequest, VmmMessage>,
+    child: Mutex<Child>,
+    pid: u32,
+}
+
+/// A machine that has been made, with what the supervisor needs to reach into
+/// it.
+#[derive(Debug)]
+pub struct Built {
+    /// Its mappings.
+    pub regions: Vec<Region>,
+    /// The userfaultfd of its pooled mappings, for the page server.
+    pub userfault: OwnedFd,
+    /// Its page tables.
+    pub pagemap: Pagemap,
+    /// Its address space.
+    pub memory: RemoteMemory,
+}
+
+/// Everything of a paused machine that is neither memory nor disk contents.
+#[derive(Debug)]
+pub struct SavedMachine {
+    /// Serialized machine state.
+    pub state: Vec<u8>,
+    /// For each disk, the blocks its overlay holds.
+    pub overlays: Vec<Vec<PageRun>>,
+}
+
+impl Vmm {
+    /// Starts the process. `news` runs on a thread of its own and must not
+    /// call back into the handle.
+    pub fn spawn(
+        program: &Program,
+        name: &str,
+        log: &File,
+        news: impl FnMut(News<VmmEvent>) + Send + 'static,
+    ) -> Result<Self, PeerError> {
+        let process = format!("machine {name}");
+        let (child, channel) = program.start(&process, log)?;
+        let pid = child.id();
+        let peer = Peer::new(process, channel, news)?;
+        Ok(Self { peer, child: Mutex::new(child), pid })
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Makes the machine. `descriptors` as [`VmmRequest::Build`] lists them.
+    pub fn build(
+        &self,
+        config: MachineConfig,
+        start: Start,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Built, PeerError> {
+        let request = VmmRequest::Build { config, start };
+        let (reply, received) = self.peer.call(&request, descriptors)?;
+        let VmmReply::Built { regions } = reply else { return Err(self.peer.out_of_turn()) };
+        let [userfault, pagemap, memory] =
+            <[OwnedFd; 3]>::try_from(received).map_err(|_| self.peer.out_of_turn())?;
+        let (pagemap, memory) = (Pagemap::new(pagemap), RemoteMemory::new(memory));
+        Ok(Built { regions, userfault, pagemap, memory })
+    }
+
+    /// Lets the vCPUs run; returns when the first one entered the guest, in
+    /// nanoseconds of `CLOCK_MONOTONIC`.
+    pub fn resume(&self) -> Result<u64, PeerError> {
+        match self.peer.call(&VmmRequest::Resume, &[])?.0 {
+            VmmReply::Running { entered_ns } => Ok(entered_ns),
+            _ => Err(self.peer.out_of_turn()),
+        }
+    }
+
+    /// Stops the vCPUs and parks the devices, or gives up after `deadline`.
+    pub fn pause(&self, deadline: Duration) -> Result<(), PeerError> {
+        let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        match self.peer.call(&VmmRequest::Pause { deadline_ms }, &[])?.0 {
+            VmmReply::Paused => Ok(()),
+            _ => Err(self.peer.out_of_turn()),
+        }
+    }
+
+    /// Describes the paused machine.
+    pub fn save(&self) -> Result<SavedMachine, PeerError> {
+        match self.peer.call(&VmmRequest::Save, &[])?.0 {
+            VmmReply::Saved { state, overlays } => Ok(SavedMachine { state, overlays }),
+            _ => Err(self.peer.out_of_turn()),
+        }
+    }
+
+    /// Opens a stream to a guest port.
+    pub fn connect(&self, port: u32) -> Result<UnixStream, PeerError> {
+        let (ours, theirs) = UnixStream::pair()
+            .map_err(|source| PeerError::Spawn { process: "a stream".to_owned(), source })?;
+        match self.peer.call(&VmmRequest::Connect { port }, &[theirs.as_fd()])?.0 {
+            VmmReply::Connecting => Ok(ours),
+            _ => Err(self.peer.out_of_turn()),
+        }
+    }
+
+    /// Ends the process and waits for it.
+    pub fn stop(&self) {
+        // A process that is already gone, or that does not answer sensibly,
+        // is ended by the kill below all the same.
+        drop(self.peer.call(&VmmRequest::Stop, &[]));
+        self.kill();
+    }
+
+    /// Kills the process, whatever it is doing, and waits for it.
+    pub fn kill(&self) {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        // Fails only if it has been waited for already, which is the goal.
+        drop(child.kill());
+        drop(child.wait());
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
