@@ -17,8 +17,6 @@ mod chunk;
 mod depot;
 mod env;
 mod error;
-#[cfg(test)]
-mod garbage;
 mod id;
 mod index;
 mod ingest;
