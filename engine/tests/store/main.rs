@@ -3,6 +3,7 @@
 mod catalog;
 mod common;
 mod damage;
+mod full;
 mod golden;
 mod model;
 mod root;
