@@ -12,6 +12,7 @@
 //! that leaves the engine was verified against its hash.
 
 mod catalog;
+mod check;
 mod chunk;
 mod depot;
 mod env;
@@ -28,6 +29,7 @@ mod tree;
 mod units;
 
 pub use catalog::{Entry, Role, SnapshotRecord};
+pub use check::{CheckReport, Damage};
 pub use chunk::Page;
 pub use env::Clock;
 pub use error::{ErrorKind, FormatError, ReadCause, ReadError, StoreError};
@@ -36,7 +38,7 @@ pub use ingest::{
     CommitOptions, Committed, ImageWriter, ImportKind, ImportOptions, ImportReport, Progress,
     Session, tree_root_of,
 };
-pub use io::{Access, Disk, DiskFile, Listed};
+pub use io::{Access, Counts, Disk, DiskFile, Faults, Listed, SimDisk};
 pub use read::{Extent, Fetched, FrameRef, ImageReader, Location, PageMap, PageReader};
 pub use settings::{IndexKind, Settings};
 pub use store::{Stats, Store};

@@ -1,11 +1,16 @@
 //! The machine runtime: KVM machines whose memory and disks come lazily from
 //! a content-addressed store, page by page, shared by all their forks.
 
+mod devices;
 pub mod fault;
 pub mod host;
+mod memory;
 pub mod protocol;
 pub mod sys;
+mod vcpu;
+mod vm;
 
 pub use fault::{PagerError, pager_main};
 pub use sys::pagemap::{PageCounts, Pagemap, PagemapError};
 pub use sys::remote_memory::{RemoteMemory, RemoteMemoryError};
+pub use vm::vmm_main;

@@ -22,7 +22,7 @@ use state::State;
 use crate::depot::Depot;
 use crate::env::lock;
 use crate::error::StoreError;
-use crate::id::{Name, PackId, SnapshotId};
+use crate::id::{Name, PackId};
 
 /// The snapshots of a store.
 #[derive(Debug)]
@@ -120,11 +120,6 @@ impl Catalog {
     /// like this.
     pub(crate) fn lookup(&self, text: &str) -> Result<Entry, StoreError> {
         lock(&self.inner).state.lookup(text)
-    }
-
-    /// Whether a snapshot is listed.
-    pub(crate) fn contains(&self, id: &SnapshotId) -> bool {
-        lock(&self.inner).state.get(id).is_some()
     }
 
     /// Bytes of the root log.

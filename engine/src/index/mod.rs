@@ -18,7 +18,7 @@ pub(crate) use rocks::RocksIndex;
 use crate::error::StoreError;
 use crate::id::{ObjectKey, PackId};
 use crate::pack::{DurablePack, EntryNo};
-use crate::units::{to_u32, to_u64};
+use crate::units::to_u32;
 
 /// Where an object lies: 8 bytes, so that an entry with its key takes 28.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,13 +95,3 @@ pub(crate) fn places(pack: &DurablePack) -> impl Iterator<Item = (ObjectKey, Pla
 }
 
 const _: () = assert!(1_u64 << ENTRY_BITS == crate::units::PACK_ENTRIES_MAX as u64);
-
-/// Bytes of an entry, key and place together.
-pub(crate) const ENTRY_LEN: u64 = 20 + 8;
-
-/// About how many bytes the entries of some packs take.
-pub(crate) fn entries_len(packs: &[(PackId, PackSummary)]) -> u64 {
-    let entries: usize =
-        packs.iter().map(|(_, pack)| crate::units::to_usize(u64::from(pack.entries))).sum();
-    to_u64(entries) * ENTRY_LEN
-}

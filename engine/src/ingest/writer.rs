@@ -54,7 +54,7 @@ impl<'s> ImageWriter<'s> {
             let next = self.next_page;
             return Err(StoreError::PageOrder { page: first_page, next, pages });
         }
-        let partial = bytes.len() % PAGE_LEN != 0;
+        let partial = !bytes.len().is_multiple_of(PAGE_LEN);
         let end = first_page * to_u64(PAGE_LEN) + to_u64(bytes.len());
         if (partial && end != len) || end > len.next_multiple_of(to_u64(PAGE_LEN)) {
             return Err(StoreError::Invalid("only the last page of an image may be partial"));

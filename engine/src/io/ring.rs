@@ -17,7 +17,7 @@ use io_uring::{IoUring, opcode, types};
 
 enum Backend {
     Untried,
-    Ring(IoUring),
+    Ring(Box<IoUring>),
     Plain,
 }
 
@@ -32,7 +32,7 @@ struct RingLost;
 pub(crate) fn read_exact_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
     BACKEND.with_borrow_mut(|backend| {
         if let Backend::Untried = backend {
-            *backend = IoUring::new(4).map_or(Backend::Plain, Backend::Ring);
+            *backend = IoUring::new(4).map_or(Backend::Plain, |ring| Backend::Ring(Box::new(ring)));
         }
         if let Backend::Ring(ring) = backend {
             match read_by_ring(ring, file, offset, len) {

@@ -22,7 +22,7 @@ pub(crate) struct Listing {
 /// Lists a pack from its tables, or else from its frames.
 pub(crate) fn list(file: &dyn DiskFile, pack: PackId) -> Result<Listing, StoreError> {
     let path = pack.path();
-    let len = file.len().map_err(StoreError::io("read", &path))?;
+    let len = file.length().map_err(StoreError::io("read", &path))?;
     match read_tables(file, pack, len) {
         Ok((directory, footer)) => {
             Ok(Listing { directory, content_hash: Some(footer.content_hash), damage: None })

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::catalog::{Catalog, Entry, Event, EventKind, LoggedEvent};
+use crate::check::{self, CheckReport};
 use crate::depot::Depot;
 use crate::error::StoreError;
 use crate::id::{Name, PackId};
@@ -173,6 +174,15 @@ impl Store {
             packs: to_u64(packs.len()),
             snapshots: to_u64(entries.len()),
         }
+    }
+
+    /// Reads and checks everything. What is bad is named with the snapshots
+    /// that need it, and is no longer used for deduplication.
+    ///
+    /// # Errors
+    /// If the check itself cannot go on; damage is not an error but a finding.
+    pub fn check(&self, progress: &mut dyn FnMut(Progress)) -> Result<CheckReport, StoreError> {
+        check::check(&self.depot, &self.catalog, progress)
     }
 
     /// Reads an image at any offset.

@@ -2,6 +2,10 @@
 //! written against safe functions and owned descriptors.
 
 pub mod channel;
+pub(crate) mod event;
+pub(crate) mod kick;
+pub(crate) mod kvm;
+pub(crate) mod mapping;
 pub(crate) mod memfd;
 pub mod pagemap;
 pub mod remote_memory;

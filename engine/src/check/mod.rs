@@ -1,0 +1,48 @@
+//! Check: is every stored byte what was written, and is everything there that
+//! a snapshot needs?
+//!
+//! Three passes: every frame of every pack is read and hashed; every entry of
+//! the index must name an object that its pack lists; every snapshot must
+//! reach only sound objects. What is bad is no longer used for deduplication,
+//! so that ingesting the same bytes again heals it.
+
+mod packs;
+mod report;
+mod trees;
+
+use std::sync::Arc;
+
+use crate::catalog::Catalog;
+use crate::depot::Depot;
+use crate::error::StoreError;
+use crate::ingest::Progress;
+use crate::units::to_u64;
+
+use report::Findings;
+pub use report::{CheckReport, Damage};
+
+/// Reads and checks everything.
+pub(crate) fn check(
+    depot: &Arc<Depot>,
+    catalog: &Catalog,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<CheckReport, StoreError> {
+    depot.forget_cached();
+    let mut findings = Findings::default();
+    let packs = depot.packs();
+    let total = packs.iter().map(|(_, pack)| pack.file_len).sum();
+    let mut done = 0;
+    for (pack, summary) in &packs {
+        packs::check_pack(depot, *pack, &mut findings, &mut |bytes| {
+            done += bytes;
+            progress(Progress { done: done.min(total), total: Some(total) });
+        })?;
+        findings.report.packs += 1;
+        findings.report.bytes += summary.file_len;
+    }
+    packs::check_index(depot, &mut findings)?;
+    let entries = catalog.entries();
+    findings.report.snapshots = to_u64(entries.len());
+    trees::check_trees(depot, &entries, &mut findings)?;
+    findings.settle(depot)
+}

@@ -1,0 +1,178 @@
+//! Damage is found, named, contained and healed.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use coppice_engine::{CheckReport, ErrorKind, ImageRef, PAGE_LEN, PageReader, ReadCause, Store};
+
+use crate::common::{commit_bytes, noise, open, read_all, soft_pages};
+
+fn flip(path: &Path, offset: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).expect("the file");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).expect("a read");
+    file.write_all_at(&[byte[0] ^ 1], offset).expect("a write");
+}
+
+fn packs(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir.join("packs")).expect("the packs");
+    let mut packs: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    packs.sort();
+    packs
+}
+
+fn check(store: &Store) -> CheckReport {
+    store.check(&mut |_| {}).expect("a check")
+}
+
+fn two_snapshots(dir: &Path) -> (Vec<u8>, ImageRef) {
+    let store = open(dir);
+    let bytes = soft_pages(1, 64);
+    let image = commit_bytes(&store, &bytes, "hit");
+    commit_bytes(&store, &noise(2, 10 * PAGE_LEN), "spared");
+    assert!(check(&store).is_clean());
+    (bytes, image)
+}
+
+#[test]
+fn a_flip_in_any_block_of_a_pack_is_found() {
+    let dir = tempfile::tempdir().expect("a folder");
+    two_snapshots(dir.path());
+    let pack = packs(dir.path()).remove(0);
+    let len = std::fs::metadata(&pack).expect("the pack").len();
+    for block in 0..len.div_ceil(4096) {
+        let offset = (block * 4096 + (block * 977) % 4096).min(len - 1);
+        flip(&pack, offset);
+        let report = check(&open(dir.path()));
+        assert!(!report.is_clean(), "a flip at {offset} of {len}");
+        assert!(report.damages.iter().all(|damage| damage.pack.is_some()));
+        assert!(report.damages.iter().all(|damage| !damage.snapshots.contains("spared")));
+        flip(&pack, offset);
+    }
+    assert!(check(&open(dir.path())).is_clean());
+}
+
+#[test]
+fn a_bad_chunk_is_named_and_reaches_nobody() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (bytes, image) = two_snapshots(dir.path());
+    let pack = packs(dir.path()).remove(0);
+    flip(&pack, 16 + 80 + 100);
+    let store = open(dir.path());
+
+    let map = store.page_map(&image).expect("a map");
+    let reader = PageReader::new();
+    for pack in map.packs() {
+        reader.add_pack(*pack, store.pack_file(*pack).expect("a pack"));
+    }
+    let error = reader.fetch(&map, 0, &mut |_, _| panic!("no byte of it")).expect_err("damage");
+    assert!(matches!(error.cause, ReadCause::Format(_)));
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.to_string().contains(&error.chunk.to_string()));
+    reader.fetch(&map, 20, &mut |_, _| {}).expect("other frames are well");
+
+    let mut page = [0; PAGE_LEN];
+    let mut image_reader = store.reader(&image).expect("a reader");
+    assert_eq!(image_reader.read_at(0, &mut page).expect_err("damage").kind(), ErrorKind::Corrupt);
+    image_reader.read_at(20 * PAGE_LEN as u64, &mut page).expect("another page");
+    assert_eq!(page[..], bytes[20 * PAGE_LEN..21 * PAGE_LEN]);
+
+    let report = check(&store);
+    let [damage] = &report.damages[..] else { panic!("one damage: {report:?}") };
+    assert_eq!(damage.offset, Some(16));
+    assert!(damage.objects.contains(&error.chunk.to_string()));
+    assert_eq!(damage.objects.len(), 16);
+    assert_eq!(damage.snapshots.iter().collect::<Vec<_>>(), ["hit"]);
+}
+
+#[test]
+fn the_same_bytes_heal_what_check_found() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (bytes, image) = two_snapshots(dir.path());
+    flip(&packs(dir.path())[0], 16 + 80 + 100);
+    let store = open(dir.path());
+    assert!(!check(&store).is_clean());
+    // What was found bad is remembered.
+    drop(store);
+    let store = open(dir.path());
+    commit_bytes(&store, &bytes, "again");
+    assert_eq!(read_all(&store, &image), bytes);
+    let report = check(&store);
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(report.healed_frames, 1);
+}
+
+#[test]
+fn a_pack_that_is_cut_short_keeps_its_whole_frames() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (bytes, image) = two_snapshots(dir.path());
+    let pack = packs(dir.path()).remove(0);
+    // Tables and footer are gone; all frames are there.
+    let len = std::fs::metadata(&pack).expect("the pack").len();
+    let file = OpenOptions::new().write(true).open(&pack).expect("the pack");
+    file.set_len(len - 50).expect("a cut");
+    let store = open(dir.path());
+    assert_eq!(read_all(&store, &image), bytes);
+    let report = check(&store);
+    assert!(!report.is_clean() && report.damages.iter().all(|damage| damage.snapshots.is_empty()));
+}
+
+#[test]
+fn a_lost_root_log_is_written_again_from_the_packs() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (bytes, image) = two_snapshots(dir.path());
+    let before = open(dir.path()).snapshots();
+    std::fs::remove_file(dir.path().join("roots.log")).expect("the log");
+    let store = open(dir.path());
+    assert_eq!(store.snapshots(), before);
+    assert_eq!(read_all(&store, &image), bytes);
+    assert!(check(&store).is_clean());
+}
+
+#[test]
+fn damage_inside_the_root_log_is_told_from_a_torn_end() {
+    let dir = tempfile::tempdir().expect("a folder");
+    two_snapshots(dir.path());
+    let log = dir.path().join("roots.log");
+    let len = std::fs::metadata(&log).expect("the log").len();
+    let open_raw =
+        || Store::open(dir.path(), &crate::common::settings(coppice_engine::IndexKind::Memory));
+    for offset in (0..len / 2 - 8).step_by(7) {
+        flip(&log, offset);
+        let error = open_raw().expect_err("damage in the middle");
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "at {offset}");
+        flip(&log, offset);
+    }
+    let whole = std::fs::read(&log).expect("the log");
+    for cut in 1..200 {
+        std::fs::write(&log, &whole[..whole.len() - cut]).expect("a write");
+        let store = open_raw().expect("a torn end is no damage");
+        assert_eq!(store.snapshots().len(), 1, "cut by {cut}");
+    }
+}
+
+#[cfg(feature = "rocksdb")]
+#[test]
+fn the_index_can_be_thrown_away_or_ruined() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (bytes, image) = two_snapshots(dir.path());
+    std::fs::remove_dir_all(dir.path().join("index")).expect("the index");
+    let store = open(dir.path());
+    assert_eq!(read_all(&store, &image), bytes);
+    assert!(check(&store).is_clean());
+    drop(store);
+    std::fs::write(dir.path().join("index/CURRENT"), "nonsense\n").expect("a write");
+    let store = open(dir.path());
+    assert_eq!(read_all(&store, &image), bytes);
+    drop(store);
+    // A pack that is gone takes its entries with it.
+    std::fs::remove_file(&packs(dir.path())[1]).expect("a pack");
+    let store = open(dir.path());
+    assert_eq!(read_all(&store, &image), bytes);
+    let report = check(&store);
+    assert!(report.damages.iter().all(|damage| damage.snapshots.iter().eq(["spared"])));
+    assert!(!report.is_clean());
+    commit_bytes(&store, &noise(2, 10 * PAGE_LEN), "spared-again");
+    assert!(check(&store).is_clean());
+}

@@ -1,0 +1,10 @@
+//! What the guest sees besides its CPUs and memory.
+
+mod console;
+mod gate;
+mod serial;
+pub(crate) mod virtio;
+
+pub(crate) use console::ConsoleLog;
+pub(crate) use gate::Gate;
+pub(crate) use serial::{SERIAL_IRQ, Serial, SerialError, SerialSnapshot};

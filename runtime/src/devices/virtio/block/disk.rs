@@ -1,0 +1,283 @@
+//! A disk: what the image held, and what the machine has written since.
+//!
+//! Invariant: a block whose bit is set has its whole current contents in the
+//! overlay; any other block is that of the image. A write of part of a block
+//! first completes the block from the image.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use vm_memory::{Bytes, VolatileMemoryError};
+
+use super::SECTOR;
+use crate::protocol::{PAGE_SIZE, PageRun};
+use crate::sys::mapping::{Mapping, MappingError};
+
+/// Why a disk cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DiskError {
+    /// The pool cannot be mapped.
+    #[error("disk pool: {0}")]
+    Pool(#[from] MappingError),
+    /// The overlay cannot be read or written.
+    #[error("disk overlay: {0}")]
+    Overlay(#[from] io::Error),
+    /// Reading behind the mapping.
+    #[error("disk pool: {0}")]
+    Outside(#[from] VolatileMemoryError),
+    /// A request behind the end of the disk.
+    #[error("bytes {offset}..+{len} lie outside the disk")]
+    Range {
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+    },
+}
+
+/// One disk of a machine.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    len: u64,
+    read_only: bool,
+    pool: Mapping,
+    overlay: File,
+    written: Mutex<BlockSet>,
+}
+
+/// A write that is complete to whole blocks, ready for the overlay.
+#[derive(Debug)]
+pub(super) struct WholeBlocks {
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+impl Disk {
+    /// A disk over the pool of its image and an empty overlay.
+    pub(crate) fn new(
+        len: u64,
+        read_only: bool,
+        pool: &File,
+        overlay: File,
+    ) -> Result<Self, DiskError> {
+        let pool = Mapping::private(pool, len, false)?;
+        let blocks =
+            usize::try_from(len.div_ceil(PAGE_SIZE)).map_err(|_| MappingError::TooLong(len))?;
+        Ok(Self { len, read_only, pool, overlay, written: Mutex::new(BlockSet::new(blocks)) })
+    }
+
+    /// The mapping of the pool.
+    pub(crate) fn pool(&self) -> &Mapping {
+        &self.pool
+    }
+
+    /// Whether writes are refused.
+    pub(super) fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The blocks that the overlay holds.
+    pub(crate) fn overlay_runs(&self) -> Vec<PageRun> {
+        self.written().runs()
+    }
+
+    /// The byte offset of a range of sectors, if it lies on the disk.
+    pub(super) fn range(&self, sector: u64, len: u64) -> Result<u64, DiskError> {
+        let offset = sector.saturating_mul(SECTOR);
+        let end = offset.checked_add(len);
+        if end.is_some_and(|end| end <= self.len) {
+            Ok(offset)
+        } else {
+            Err(DiskError::Range { offset, len })
+        }
+    }
+
+    /// Reads; may wait for the page server.
+    pub(super) fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), DiskError> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = offset + done as u64;
+            let in_block = usize::try_from(PAGE_SIZE - at % PAGE_SIZE).unwrap_or(usize::MAX);
+            let here = in_block.min(bytes.len() - done);
+            self.read_in_block(at, &mut bytes[done..done + here])?;
+            done += here;
+        }
+        Ok(())
+    }
+
+    fn read_in_block(&self, at: u64, bytes: &mut [u8]) -> Result<(), DiskError> {
+        if self.written().contains(at / PAGE_SIZE) {
+            self.overlay.read_exact_at(bytes, at)?;
+        } else {
+            let start = usize::try_from(at).unwrap_or(usize::MAX);
+            self.pool.bytes().read_slice(bytes, start)?;
+        }
+        Ok(())
+    }
+
+    /// Completes a write to whole blocks; may wait for the page server.
+    pub(super) fn prepare(&self, offset: u64, bytes: &[u8]) -> Result<WholeBlocks, DiskError> {
+        let len = bytes.len() as u64;
+        let end = offset
+            .checked_add(len)
+            .filter(|end| *end <= self.len)
+            .ok_or(DiskError::Range { offset, len })?;
+        let first = offset - offset % PAGE_SIZE;
+        let last = end.next_multiple_of(PAGE_SIZE).min(self.len);
+        let size = usize::try_from(last - first).map_err(|_| DiskError::Range { offset, len })?;
+        let head = usize::try_from(offset - first).unwrap_or(0);
+        let mut whole = vec![0; size];
+        self.read(first, &mut whole[..head])?;
+        self.read(end, &mut whole[head + bytes.len()..])?;
+        whole[head..head + bytes.len()].copy_from_slice(bytes);
+        Ok(WholeBlocks { offset: first, bytes: whole })
+    }
+
+    /// Writes whole blocks to the overlay. Only with a pass.
+    pub(super) fn commit(&self, blocks: &WholeBlocks) -> Result<(), DiskError> {
+        self.overlay.write_all_at(&blocks.bytes, blocks.offset)?;
+        let first = blocks.offset / PAGE_SIZE;
+        let count = (blocks.bytes.len() as u64).div_ceil(PAGE_SIZE);
+        self.written().insert(first, count);
+        Ok(())
+    }
+
+    fn written(&self) -> MutexGuard<'_, BlockSet> {
+        // Setting bits cannot panic half-way.
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One bit per block.
+#[derive(Debug)]
+struct BlockSet {
+    words: Vec<u64>,
+}
+
+impl BlockSet {
+    fn new(blocks: usize) -> Self {
+        Self { words: vec![0; blocks.div_ceil(64)] }
+    }
+
+    fn place(block: u64) -> (usize, u64) {
+        (usize::try_from(block / 64).unwrap_or(usize::MAX), 1 << (block % 64))
+    }
+
+    fn contains(&self, block: u64) -> bool {
+        let (word, bit) = Self::place(block);
+        self.words.get(word).is_some_and(|word| word & bit != 0)
+    }
+
+    fn insert(&mut self, first: u64, count: u64) {
+        for block in first..first + count {
+            let (word, bit) = Self::place(block);
+            self.words[word] |= bit;
+        }
+    }
+
+    fn runs(&self) -> Vec<PageRun> {
+        let mut runs: Vec<PageRun> = Vec::new();
+        for (index, word) in self.words.iter().enumerate() {
+            let mut left = *word;
+            while left != 0 {
+                let block = index as u64 * 64 + u64::from(left.trailing_zeros());
+                left &= left - 1;
+                match runs.last_mut() {
+                    Some(run) if run.first + run.count == block => run.count += 1,
+                    _ => runs.push(PageRun { first: block, count: 1 }),
+                }
+            }
+        }
+        runs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn disk(len: usize) -> Disk {
+        let mut pool =
+            File::from(rustix::fs::memfd_create("p", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        let bytes: Vec<u8> = (0..len).map(|at| (at / 512).to_le_bytes()[0]).collect();
+        pool.write_all(&bytes).unwrap();
+        let overlay = tempfile::tempfile().unwrap();
+        overlay.set_len(len as u64).unwrap();
+        Disk::new(len as u64, false, &pool, overlay).unwrap()
+    }
+
+    fn write(disk: &Disk, offset: u64, bytes: &[u8]) {
+        disk.commit(&disk.prepare(offset, bytes).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn reads_see_the_image_and_then_the_writes() {
+        let disk = disk(64 << 10);
+        let mut bytes = [0; 1024];
+        disk.read(1024, &mut bytes).unwrap();
+        assert_eq!((bytes[0], bytes[512]), (2, 3));
+        write(&disk, 1536, &[0xee; 512]);
+        disk.read(1024, &mut bytes).unwrap();
+        assert_eq!((bytes[0], bytes[512]), (2, 0xee));
+    }
+
+    #[test]
+    fn part_of_a_block_takes_the_rest_from_the_image() {
+        let disk = disk(64 << 10);
+        write(&disk, 4096 + 512, &[0xaa; 512]);
+        let mut block = [0; 4096];
+        disk.overlay.read_exact_at(&mut block, 4096).unwrap();
+        assert_eq!((block[0], block[512], block[1024], block[4095]), (8, 0xaa, 10, 15));
+        assert_eq!(disk.overlay_runs(), [PageRun { first: 1, count: 1 }]);
+    }
+
+    #[test]
+    fn a_second_partial_write_keeps_the_first() {
+        let disk = disk(64 << 10);
+        write(&disk, 0, &[1; 512]);
+        write(&disk, 1024, &[2; 512]);
+        let mut bytes = [9; 1536];
+        disk.read(0, &mut bytes).unwrap();
+        assert_eq!((bytes[0], bytes[512], bytes[1024]), (1, 1, 2));
+        assert_eq!(bytes[512..1024], [1; 512]);
+    }
+
+    #[test]
+    fn writes_across_blocks_mark_all_of_them() {
+        let disk = disk(64 << 10);
+        write(&disk, 4096 - 512, &[7; 4096 + 1024]);
+        write(&disk, 8 * 4096, &[7; 4096]);
+        let runs = [PageRun { first: 0, count: 3 }, PageRun { first: 8, count: 1 }];
+        assert_eq!(disk.overlay_runs(), runs);
+    }
+
+    #[test]
+    fn a_disk_that_ends_inside_a_block_is_whole() {
+        let disk = disk(4096 + 1536);
+        write(&disk, 4096 + 1024, &[5; 512]);
+        let mut tail = [0; 1536];
+        disk.read(4096, &mut tail).unwrap();
+        assert_eq!((tail[0], tail[1024], tail[1535]), (8, 5, 5));
+        assert_eq!(disk.overlay.metadata().unwrap().len(), 4096 + 1536);
+    }
+
+    #[test]
+    fn nothing_behind_the_end_is_reached() {
+        let disk = disk(8192);
+        assert!(disk.range(15, 512).is_ok());
+        assert!(disk.range(15, 513).is_err());
+        assert!(disk.range(u64::MAX, 512).is_err());
+        assert!(disk.prepare(8192 - 512, &[0; 1024]).is_err());
+    }
+
+    #[test]
+    fn a_pool_that_is_too_short_is_refused() {
+        let pool =
+            File::from(rustix::fs::memfd_create("p", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        let made = Disk::new(8192, false, &pool, tempfile::tempfile().unwrap());
+        assert!(matches!(made, Err(DiskError::Pool(_))));
+    }
+}

@@ -1,0 +1,156 @@
+//! An owned memory mapping.
+//!
+//! Invariant: `address..address + len` is one mapping of this process that
+//! nobody else unmaps or replaces while the value lives.
+#![expect(unsafe_code, reason = "mmap, madvise and munmap have no safe form")]
+
+use std::ffi::c_void;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr::{NonNull, null_mut};
+
+use vm_memory::VolatileSlice;
+
+/// Why memory could not be mapped.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MappingError {
+    /// The kernel refused.
+    #[error("cannot map {len} bytes: {source}")]
+    Map {
+        /// Wanted length in bytes.
+        len: u64,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Touching what lies behind the end of a file would kill the process.
+    #[error("the file has {actual} bytes where {wanted} are to be mapped")]
+    FileTooShort {
+        /// Length of the file in bytes.
+        actual: u64,
+        /// Length of the mapping in bytes.
+        wanted: u64,
+    },
+    /// The length does not fit this machine's address space.
+    #[error("{0} bytes do not fit the address space")]
+    TooLong(u64),
+}
+
+/// A private mapping, unmapped when dropped.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    address: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and the value
+// only hands out its address and volatile views of its bytes.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; no method changes the value itself.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Zeroed memory that is allocated page by page, never as huge pages:
+    /// what is dirty must be visible in steps of 4 KiB.
+    pub(crate) fn anonymous(len: u64) -> Result<Self, MappingError> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let mapping = Self::map(len, libc::PROT_READ | libc::PROT_WRITE, flags, -1)?;
+        mapping.advise(libc::MADV_NOHUGEPAGE);
+        Ok(mapping)
+    }
+
+    /// A file's first `len` bytes, copied on write.
+    pub(crate) fn private(file: &File, len: u64, writable: bool) -> Result<Self, MappingError> {
+        let refused = |source| MappingError::Map { len, source };
+        let actual = file.metadata().map_err(refused)?.len();
+        if actual < len {
+            return Err(MappingError::FileTooShort { actual, wanted: len });
+        }
+        let prot = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+        Self::map(len, prot, flags, file.as_raw_fd())
+    }
+
+    fn map(len: u64, prot: i32, flags: i32, fd: i32) -> Result<Self, MappingError> {
+        let size = usize::try_from(len).map_err(|_| MappingError::TooLong(len))?;
+        // SAFETY: without MAP_FIXED the kernel picks an unused range, so no
+        // existing object is affected.
+        let address = unsafe { libc::mmap(null_mut(), size, prot, flags, fd, 0) };
+        if address == libc::MAP_FAILED {
+            return Err(MappingError::Map { len, source: io::Error::last_os_error() });
+        }
+        let address = NonNull::new(address.cast()).ok_or(MappingError::TooLong(len))?;
+        let mapping = Self { address, len: size };
+        mapping.advise(libc::MADV_DONTDUMP);
+        Ok(mapping)
+    }
+
+    /// Advice is best effort: a kernel without the feature has nothing to
+    /// switch off.
+    fn advise(&self, advice: i32) {
+        // SAFETY: the range is this mapping, and neither advice used here
+        // changes its contents.
+        let _refusal = unsafe { libc::madvise(self.pointer().cast::<c_void>(), self.len, advice) };
+    }
+
+    /// Where it lies in this process.
+    pub(crate) fn pointer(&self) -> *mut u8 {
+        self.address.as_ptr()
+    }
+
+    /// Where it lies in this process, as a number.
+    pub(crate) fn address(&self) -> u64 {
+        self.address.as_ptr() as u64
+    }
+
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The bytes, for copying out; a touch may wait for the page server.
+    pub(crate) fn bytes(&self) -> VolatileSlice<'_> {
+        // SAFETY: the range stays mapped for as long as `self` is borrowed,
+        // and volatile access tolerates changes from elsewhere.
+        unsafe { VolatileSlice::new(self.pointer(), self.len) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is this mapping and the last handle on it.
+        let _refusal = unsafe { libc::munmap(self.pointer().cast::<c_void>(), self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    fn file_of(bytes: &[u8]) -> File {
+        use std::io::Write;
+        let mut file =
+            File::from(rustix::fs::memfd_create("m", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_private_mapping_leaves_the_file_alone() {
+        use std::os::unix::fs::FileExt;
+        let file = file_of(&[7; 8192]);
+        let mapping = Mapping::private(&file, 8192, true).unwrap();
+        mapping.bytes().write_obj(9u8, 4096).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 4096).unwrap();
+        assert_eq!(byte, [7]);
+        assert_eq!(mapping.bytes().read_obj::<u8>(4096).unwrap(), 9);
+    }
+
+    #[test]
+    fn a_file_that_is_too_short_is_refused() {
+        let error = Mapping::private(&file_of(&[0; 4096]), 8192, false).unwrap_err();
+        assert!(matches!(error, MappingError::FileTooShort { actual: 4096, wanted: 8192 }));
+    }
+}

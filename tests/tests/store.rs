@@ -1,0 +1,189 @@
+//! The store through the command line: what a user of `import`, `export`,
+//! `show`, `stats`, `check` and `rmi` relies on.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+use coppice_tests::Coppice;
+
+/// Bytes that do not compress and repeat nowhere.
+fn noise(len: usize, mut seed: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        bytes.extend((seed ^ (seed >> 29)).to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+fn same_bytes(left: &Path, right: &Path) -> bool {
+    std::fs::read(left).unwrap() == std::fs::read(right).unwrap()
+}
+
+#[test]
+fn a_disk_comes_out_as_it_went_in_and_only_once() {
+    let coppice = Coppice::new().unwrap();
+    let disk = coppice.scratch("disk");
+    let mut file = File::create(&disk).unwrap();
+    file.write_all(&noise(3 << 20, 1)).unwrap();
+    file.write_all(&[0; 1 << 20]).unwrap();
+    file.write_all(&noise(5000, 2)).unwrap();
+
+    let name = disk.to_str().unwrap();
+    let first = coppice.json(&["import", name, "--name", "one"]).unwrap();
+    assert_eq!(first["logical_bytes"], (4 << 20) + 5000);
+    assert!(first["new_bytes"].as_u64().unwrap() >= 3 << 20);
+    assert!(first["root"].as_str().unwrap().len() >= 64);
+
+    let again = coppice.json(&["import", name, "--name", "two"]).unwrap();
+    assert_eq!(again["root"], first["root"]);
+    assert_eq!(again["new_bytes"], 0);
+    assert!(again["stored_bytes"].as_u64().unwrap() < 4096, "{again}");
+
+    let out = coppice.scratch("out");
+    coppice.text(&["export", "two", out.to_str().unwrap()]).unwrap();
+    assert!(same_bytes(&disk, &out));
+    assert_eq!(coppice.json(&["stats"]).unwrap()["snapshots"].as_u64(), Some(2));
+}
+
+#[test]
+fn a_sparse_gibibyte_stays_sparse() {
+    let coppice = Coppice::new().unwrap();
+    let sparse = coppice.scratch("sparse");
+    let file = File::create(&sparse).unwrap();
+    file.set_len(1 << 30).unwrap();
+    let islands = [0u64, 123_456_789, 700 << 20, (1 << 30) - 5];
+    for (index, offset) in islands.into_iter().enumerate() {
+        file.write_all_at(&[u8::try_from(index).unwrap() + 1; 5], offset).unwrap();
+    }
+    let done =
+        coppice.json(&["import", sparse.to_str().unwrap(), "--name", "sparse"]).unwrap();
+    assert_eq!(done["logical_bytes"], 1u64 << 30);
+    assert!(done["new_bytes"].as_u64().unwrap() <= 4 * 4096);
+
+    let out = coppice.scratch("out");
+    coppice.text(&["export", "sparse", out.to_str().unwrap()]).unwrap();
+    let metadata = std::fs::metadata(&out).unwrap();
+    assert_eq!(metadata.len(), 1 << 30);
+    assert!(metadata.blocks() * 512 < 1 << 20, "the copy takes {} blocks", metadata.blocks());
+    let copy = File::open(&out).unwrap();
+    for (index, offset) in islands.into_iter().enumerate() {
+        let mut found = [0; 5];
+        copy.read_exact_at(&mut found, offset).unwrap();
+        assert_eq!(found, [u8::try_from(index).unwrap() + 1; 5]);
+    }
+    assert!(std::process::Command::new("cmp").arg(&sparse).arg(&out).status().unwrap().success());
+}
+
+#[test]
+fn a_flipped_byte_is_found_and_named() {
+    let coppice = Coppice::new().unwrap();
+    let disk = coppice.scratch("disk");
+    std::fs::write(&disk, noise(2 << 20, 3)).unwrap();
+    coppice.text(&["import", disk.to_str().unwrap(), "--name", "precious"]).unwrap();
+    assert_eq!(coppice.json(&["check"]).unwrap()["ok"], true);
+    coppice.text(&["serve", "--stop"]).unwrap();
+
+    let pack = largest_pack(&coppice.store().join("packs"));
+    let file = File::options().read(true).write(true).open(&pack).unwrap();
+    let middle = file.metadata().unwrap().len() / 2;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, middle).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], middle).unwrap();
+
+    let output = coppice.run(&["check"]).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let stem = pack.file_stem().unwrap().to_str().unwrap();
+    assert!(text.contains(stem), "names the pack {stem}: {text}");
+    assert!(text.contains("precious"), "names the snapshot: {text}");
+    assert!(text.contains("chunk"), "names the chunk: {text}");
+
+    let out = coppice.scratch("out");
+    let line = coppice.refusal(&["export", "precious", out.to_str().unwrap()]).unwrap();
+    assert!(line.contains(stem), "{line}");
+    assert!(!out.exists(), "a damaged export leaves no file");
+}
+
+fn largest_pack(folder: &Path) -> std::path::PathBuf {
+    let packs = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    packs.max_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap()
+}
+
+#[test]
+fn mistakes_get_one_clear_line() {
+    let coppice = Coppice::new().unwrap();
+    let disk = coppice.scratch("disk");
+    std::fs::write(&disk, noise(8192, 4)).unwrap();
+    let disk = disk.to_str().unwrap();
+    coppice.text(&["import", disk, "--name", "taken"]).unwrap();
+
+    let line = coppice.refusal(&["import", disk, "--name", "taken"]).unwrap();
+    assert!(line.contains("taken exists already"), "{line}");
+    let line = coppice.refusal(&["import", "/nowhere/disk", "--name", "x"]).unwrap();
+    assert!(line.contains("/nowhere/disk"), "{line}");
+    let line = coppice.refusal(&["import", disk, "--name", "../x"]).unwrap();
+    assert!(line.contains("../x"), "{line}");
+    let out = coppice.scratch("out");
+    let out = out.to_str().unwrap();
+    let line = coppice.refusal(&["export", "missing", out]).unwrap();
+    assert!(line.contains("no snapshot named missing"), "{line}");
+    assert!(!Path::new(out).exists());
+    let line = coppice.refusal(&["export", "taken", disk]).unwrap();
+    assert!(line.contains(disk), "an existing file is not overwritten: {line}");
+    let line = coppice.refusal(&["exec", "ghost", "--", "true"]).unwrap();
+    assert!(line.contains("no machine named ghost"), "{line}");
+    assert_eq!(coppice.run(&["frobnicate"]).unwrap().status.code(), Some(2));
+}
+
+#[test]
+fn names_come_and_go() {
+    let coppice = Coppice::new().unwrap();
+    let disk = coppice.scratch("disk");
+    std::fs::write(&disk, noise(8192, 5)).unwrap();
+    coppice.text(&["import", disk.to_str().unwrap(), "--name", "a"]).unwrap();
+    coppice.text(&["tag", "a", "b"]).unwrap();
+    let shown = coppice.json(&["show", "b"]).unwrap();
+    assert_eq!(shown["names"], serde_json::json!(["a", "b"]));
+    coppice.text(&["rmi", "a"]).unwrap();
+    assert!(coppice.refusal(&["show", "a"]).unwrap().contains("no snapshot named a"));
+    assert_eq!(coppice.json(&["show", "b"]).unwrap()["snapshot"]["id"], shown["snapshot"]["id"]);
+
+    // What was acknowledged is still there after the supervisor was killed.
+    let pid = coppice.supervisor().unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let listed = coppice.json(&["snapshots"]).unwrap();
+    assert_eq!(listed["snapshots"][0]["name"], "b");
+    assert_eq!(coppice.json(&["check"]).unwrap()["ok"], true);
+}
+
+#[test]
+fn a_store_of_a_newer_format_is_left_alone() {
+    let coppice = Coppice::new().unwrap();
+    coppice.text(&["stats"]).unwrap();
+    coppice.text(&["serve", "--stop"]).unwrap();
+    let format = coppice.store().join("FORMAT");
+    let text = std::fs::read_to_string(&format).unwrap();
+    std::fs::write(&format, text.replace('1', "999")).unwrap();
+    let line = coppice.refusal(&["stats"]).unwrap();
+    assert!(line.contains("999") && line.contains("newer"), "{line}");
+}
+
+#[test]
+fn a_stream_is_bytes_and_no_disk() {
+    let coppice = Coppice::new().unwrap();
+    let file = coppice.scratch("file");
+    std::fs::write(&file, noise(12_345, 6)).unwrap();
+    coppice
+        .text(&["import", file.to_str().unwrap(), "--name", "file", "--as", "stream"])
+        .unwrap();
+    let shown = coppice.json(&["show", "file"]).unwrap();
+    assert_eq!(shown["snapshot"]["kind"], "stream");
+    let out = coppice.scratch("out");
+    coppice.text(&["export", "file", out.to_str().unwrap()]).unwrap();
+    assert!(same_bytes(&file, &out));
+}

@@ -1,0 +1,238 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Capture running Linux machines whole - memory, disks and CPU - and regrow
+/// them in milliseconds as any number of forks that share what they have not
+/// changed.
+#[derive(Debug, Parser)]
+#[command(name = "coppice", version, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// The folder of the store [default: $COPPICE_HOME, else the XDG data
+    /// folder]
+    #[arg(long, global = true, value_name = "DIR", env = "COPPICE_HOME", hide_env = true)]
+    pub(crate) store: Option<PathBuf>,
+
+    /// Print one JSON document instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Bring a disk image or any byte stream into the store
+    Import(Import),
+    /// Write an image out again, byte for byte
+    Export(Export),
+    /// List everything in the store
+    Snapshots,
+    /// Show what a snapshot holds
+    Show {
+        /// Name, id, or the beginning of an id
+        name: String,
+    },
+    /// Give a snapshot another name
+    Tag { name: String, new: String },
+    /// Remove a snapshot's name; machines made from it are left alone
+    Rmi {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Show how many bytes the store keeps, and for how much data
+    Stats,
+    /// Read and verify every byte of the store
+    Check,
+    /// Start a machine: boot a kernel, or continue from a snapshot
+    Run(Run),
+    /// Run a command in a machine
+    Exec(Exec),
+    /// Copy files into or out of a machine (MACHINE:PATH names a place in it)
+    Cp {
+        source: String,
+        target: String,
+    },
+    /// Capture a machine whole into the store; it goes on running
+    Snapshot {
+        machine: String,
+        /// Name of the snapshot [default: none, it is known by its id]
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Regrow a machine or a snapshot as new machines that continue from it
+    Fork(Fork),
+    /// List machines
+    Ps,
+    /// Print what a machine wrote to its console
+    Logs {
+        machine: String,
+        /// Go on printing until the machine ends
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Stop a machine's CPUs; its memory stays
+    Pause { machine: String },
+    /// Let a paused machine go on
+    Resume { machine: String },
+    /// Shut machines down
+    Stop {
+        #[arg(required = true)]
+        machines: Vec<String>,
+        /// End them without asking the guest
+        #[arg(long)]
+        kill: bool,
+    },
+    /// Remove machines
+    Rm {
+        #[arg(required = true)]
+        machines: Vec<String>,
+        /// Also those that run
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Run the supervisor that owns the store and its machines
+    Serve(Serve),
+    /// Tell and check the whole story on this host: boot, capture, a hundred
+    /// forks
+    Demo(Demo),
+    /// Write a paused machine's memory to a file, for inspection
+    #[command(hide = true)]
+    DumpMemory { machine: String, file: PathBuf },
+    /// Show the page server's pools
+    #[command(hide = true)]
+    Pools,
+    #[command(hide = true)]
+    InternalVmm,
+    #[command(hide = true)]
+    InternalPager,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// A raw disk image, or any file
+    pub(crate) file: PathBuf,
+    /// What to call it
+    #[arg(long)]
+    pub(crate) name: String,
+    /// How to read the file
+    #[arg(long = "as", value_enum, default_value_t = ImportAs::Disk)]
+    pub(crate) kind: ImportAs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ImportAs {
+    /// A disk that machines can start from
+    Disk,
+    /// Any bytes
+    Stream,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// Name or id of the snapshot
+    pub(crate) name: String,
+    /// Where to write; must not exist
+    pub(crate) file: PathBuf,
+    /// Export the guest memory of a machine snapshot
+    #[arg(long, conflicts_with = "disk")]
+    pub(crate) memory: bool,
+    /// Export this disk of a machine snapshot
+    #[arg(long, value_name = "N")]
+    pub(crate) disk: Option<u16>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Continue from this snapshot instead of booting
+    #[arg(conflicts_with_all = ["kernel", "disks", "memory", "cpus", "cmdline"], required_unless_present = "kernel")]
+    pub(crate) snapshot: Option<String>,
+    /// Name of the machine
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Linux kernel to boot: an ELF vmlinux or a bzImage
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// An imported disk; the first is /dev/vda, the next /dev/vdb
+    #[arg(long = "disk", value_name = "NAME")]
+    pub(crate) disks: Vec<String>,
+    /// Guest memory
+    #[arg(long, value_name = "MiB", default_value_t = 256)]
+    pub(crate) memory: u64,
+    /// Number of CPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) cpus: u32,
+    /// Kernel command line to use instead of the usual one
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) cmdline: Option<String>,
+    /// Leave the machine stopped before its first instruction
+    #[arg(long, requires = "snapshot")]
+    pub(crate) paused: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// Use a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Set an environment variable
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// Working directory
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    pub(crate) machine: String,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Fork {
+    /// A machine, captured as it is now, or a snapshot
+    pub(crate) source: String,
+    /// How many
+    #[arg(long, default_value_t = 1)]
+    pub(crate) count: u32,
+    /// Name of the fork, or the beginning of all their names
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Leave them stopped before their first instruction
+    #[arg(long)]
+    pub(crate) paused: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// End by itself when there is nothing to do
+    #[arg(long, hide = true)]
+    pub(crate) background: bool,
+    /// End the supervisor that runs now, and with it every machine
+    #[arg(long)]
+    pub(crate) stop: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Linux kernel to boot: an ELF vmlinux or a bzImage
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: PathBuf,
+    /// Raw root disk with Python 3 and the agent
+    #[arg(long, value_name = "FILE")]
+    pub(crate) disk: PathBuf,
+    /// How many forks to grow
+    #[arg(long, default_value_t = 100)]
+    pub(crate) forks: u32,
+    /// Guest memory
+    #[arg(long, value_name = "MiB", default_value_t = 256)]
+    pub(crate) memory: u64,
+    /// Keep the store and the machines afterwards
+    #[arg(long)]
+    pub(crate) keep: bool,
+}

@@ -1,0 +1,191 @@
+//! The command line's side of the supervisor's socket, and starting a
+//! supervisor when none runs.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use coppice_runtime::sys::channel::{Channel, ChannelError};
+
+use crate::rpc::{Hello, Message, PROTOCOL, Progress, Reply, Request};
+use crate::supervisor::paths::Paths;
+
+/// How long a new supervisor may take to open its store. Opening republishes
+/// what a crash left behind, so a large store can take a while.
+const START_LIMIT: Duration = Duration::from_secs(120);
+
+/// Talks to the supervisor of one store.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    paths: Paths,
+}
+
+impl Client {
+    /// A client for the store in `store`.
+    pub(crate) fn new(store: PathBuf) -> Result<Self> {
+        Ok(Self { paths: Paths::new(store)? })
+    }
+
+    /// The store's folder.
+    pub(crate) fn store(&self) -> &Path {
+        self.paths.store()
+    }
+
+    /// Asks, and waits for the answer; `progress` sees what comes before it.
+    pub(crate) fn ask(
+        &self,
+        request: Request,
+        descriptors: &[BorrowedFd<'_>],
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(Reply, Vec<OwnedFd>)> {
+        let channel = self.connect()?;
+        converse(&channel, request, descriptors, progress)
+    }
+
+    /// Asks for something that needs no files and shows no progress.
+    pub(crate) fn call(&self, request: Request) -> Result<Reply> {
+        Ok(self.ask(request, &[], &mut |_| {})?.0)
+    }
+
+    /// Asks for a stream.
+    pub(crate) fn stream(&self, request: Request) -> Result<UnixStream> {
+        match self.ask(request, &[], &mut |_| {})? {
+            (Reply::Stream, mut received) if received.len() == 1 => {
+                let stream = received.pop().context("the supervisor sent no stream")?;
+                Ok(UnixStream::from(stream))
+            }
+            (other, _) => unexpected(&other),
+        }
+    }
+
+    /// Asks only if a supervisor is there already.
+    pub(crate) fn ask_running(&self, request: Request) -> Result<Option<Reply>> {
+        let Ok(socket) = UnixStream::connect(self.paths.socket()) else { return Ok(None) };
+        let (reply, _) = converse(&Channel::new(socket), request, &[], &mut |_| {})?;
+        Ok(Some(reply))
+    }
+
+    fn connect(&self) -> Result<Channel> {
+        if let Ok(socket) = UnixStream::connect(self.paths.socket()) {
+            return Ok(Channel::new(socket));
+        }
+        self.start()
+    }
+
+    /// Starts a supervisor and waits until it listens.
+    fn start(&self) -> Result<Channel> {
+        self.paths.create().with_context(|| {
+            format!("cannot make the store folder {}", self.paths.store().display())
+        })?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.paths.supervisor_log())
+            .with_context(|| format!("cannot write {}", self.paths.supervisor_log().display()))?;
+        let startup_errors = tempfile()?;
+        let program = std::env::current_exe().context("cannot find the coppice program itself")?;
+        let mut child = Command::new(program)
+            .arg("--store")
+            .arg(self.paths.store())
+            .args(["serve", "--background"])
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(startup_errors.try_clone()?)
+            .spawn()
+            .context("cannot start the supervisor")?;
+        let started = Instant::now();
+        loop {
+            if let Ok(socket) = UnixStream::connect(self.paths.socket()) {
+                return Ok(Channel::new(socket));
+            }
+            if let Some(status) = child.try_wait()? {
+                // It may have lost a race against another one, which listens.
+                if let Ok(socket) = UnixStream::connect(self.paths.socket()) {
+                    return Ok(Channel::new(socket));
+                }
+                bail!("{}", startup_failure(startup_errors, status)?);
+            }
+            if started.elapsed() > START_LIMIT {
+                bail!(
+                    "the supervisor of {} does not answer; see {}",
+                    self.paths.store().display(),
+                    self.paths.supervisor_log().display()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn tempfile() -> Result<File> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::memfd_create("coppice-start", flags)?))
+}
+
+fn startup_failure(mut errors: File, status: std::process::ExitStatus) -> Result<String> {
+    use std::io::{Read, Seek};
+    errors.rewind()?;
+    let mut text = String::new();
+    errors.take(64 << 10).read_to_string(&mut text)?;
+    let last = text.lines().rev().find(|line| !line.trim().is_empty());
+    let last = last.map(|line| line.trim_start_matches("coppice: ").to_owned());
+    Ok(last.unwrap_or_else(|| format!("the supervisor ended at once ({status})")))
+}
+
+fn converse(
+    channel: &Channel,
+    request: Request,
+    descriptors: &[BorrowedFd<'_>],
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(Reply, Vec<OwnedFd>)> {
+    let hello = Hello { protocol: PROTOCOL, request };
+    channel.send(&hello, descriptors).map_err(gone)?;
+    loop {
+        let (message, received) = channel.receive::<Message>().map_err(gone)?;
+        match message {
+            Message::Progress(step) => progress(step),
+            Message::Reply(Ok(reply)) => return Ok((reply, received)),
+            Message::Reply(Err(failure)) => return Err(failure.into()),
+        }
+    }
+}
+
+fn gone(error: ChannelError) -> anyhow::Error {
+    match error {
+        ChannelError::Closed => anyhow::anyhow!(
+            "the supervisor ended before it answered; what was committed is safe, run the command again"
+        ),
+        error => error.into(),
+    }
+}
+
+/// The error for an answer of the wrong kind.
+pub(crate) fn unexpected<T>(reply: &Reply) -> Result<T> {
+    bail!("the supervisor gave an answer that does not fit the question: {reply:?}")
+}
+
+/// Borrows a file as the one descriptor of a request.
+pub(crate) fn with_file(file: &File) -> [BorrowedFd<'_>; 1] {
+    [file.as_fd()]
+}
+
+impl Client {
+    /// Ends a running supervisor and waits until it has let go of the store;
+    /// says whether there was one.
+    pub(crate) fn end_supervisor(&self) -> Result<bool> {
+        let Some(Reply::Pong { pid, .. }) = self.ask_running(Request::Ping)? else {
+            return Ok(false);
+        };
+        self.ask_running(Request::Shutdown)?;
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        let asked = Instant::now();
+        while process.exists() && asked.elapsed() < START_LIMIT {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(true)
+    }
+}

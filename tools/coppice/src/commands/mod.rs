@@ -1,0 +1,123 @@
+//! The commands, one function each.
+
+mod copy;
+pub(crate) mod exec;
+mod machines;
+mod store;
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use coppice_runtime::sys::channel::Channel;
+
+use crate::cli::{Cli, Command, Serve};
+use crate::client::Client;
+use crate::output::Output;
+use crate::rpc::Request;
+use crate::supervisor::{self, paths::Paths};
+
+/// Runs one command and says how it ended.
+pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
+    match &cli.command {
+        Command::InternalVmm => return internal(coppice_runtime::vmm_main),
+        Command::InternalPager => return internal(coppice_runtime::vmm_main),
+        _ => {}
+    }
+    let folder = cli.store.clone().map_or_else(default_store, Ok)?;
+    let out = Output { json: cli.json };
+    if let Command::Serve(options) = &cli.command {
+        return serve(folder, options);
+    }
+    if let Command::Demo(options) = &cli.command {
+        return crate::demo::run(options, cli.store, out);
+    }
+    dispatch(&Client::new(folder)?, cli.command, out)
+}
+
+fn dispatch(client: &Client, command: Command, out: Output) -> Result<ExitCode> {
+    match command {
+        Command::Import(options) => store::import(client, &options, out),
+        Command::Export(options) => store::export(client, &options, out),
+        Command::Snapshots => store::snapshots(client, out),
+        Command::Show { name } => store::show(client, name, out),
+        Command::Tag { name, new } => store::tag(client, name, new, out),
+        Command::Rmi { names } => store::rmi(client, names, out),
+        Command::Stats => store::stats(client, out),
+        Command::Check => return store::check(client, out),
+        Command::Run(options) => machines::run(client, options, out),
+        Command::Exec(options) => return exec::exec(client, options),
+        Command::Cp { source, target } => copy::cp(client, &source, &target),
+        Command::Snapshot { machine, name } => machines::snapshot(client, machine, name, out),
+        Command::Fork(options) => machines::fork(client, options, out),
+        Command::Ps => machines::ps(client, out),
+        Command::Logs { machine, follow } => machines::logs(client, machine, follow),
+        Command::Pause { machine } => machines::simple(client, Request::Pause { machine }, out),
+        Command::Resume { machine } => machines::simple(client, Request::Resume { machine }, out),
+        Command::Stop { machines, kill } => machines::stop(client, machines, kill, out),
+        Command::Rm { machines, force } => machines::rm(client, machines, force, out),
+        Command::DumpMemory { machine, file } => store::dump_memory(client, machine, &file, out),
+        Command::Pools => machines::pools(client, out),
+        Command::Serve(_) | Command::Demo(_) | Command::InternalVmm | Command::InternalPager => {
+            anyhow::bail!("handled before")
+        }
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Becomes a process that the supervisor started, joined to it by the channel
+/// on standard input.
+fn internal(main: impl FnOnce(Channel) -> ExitCode) -> Result<ExitCode> {
+    log_to_stderr();
+    let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
+    Ok(main(Channel::new(UnixStream::from(socket))))
+}
+
+fn log_to_stderr() {
+    tracing_subscriber::fmt()
+        .with_env_filter(log_filter())
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+}
+
+/// Standard error of a supervisor is kept for why it could not start.
+fn log_to_stdout() {
+    tracing_subscriber::fmt().with_env_filter(log_filter()).with_ansi(false).init();
+}
+
+fn log_filter() -> tracing_subscriber::EnvFilter {
+    tracing_subscriber::EnvFilter::try_from_env("COPPICE_LOG").unwrap_or_else(|_| "info".into())
+}
+
+fn serve(folder: PathBuf, options: &Serve) -> Result<ExitCode> {
+    if options.stop {
+        return stop_serving(folder);
+    }
+    log_to_stdout();
+    supervisor::serve(Paths::new(folder)?, options.background)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks a running supervisor to end and waits until its socket is gone.
+fn stop_serving(folder: PathBuf) -> Result<ExitCode> {
+    let client = Client::new(folder)?;
+    if !client.end_supervisor()? {
+        eprintln!("coppice: nothing serves {}", client.store().display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn default_store() -> Result<PathBuf> {
+    let data = match std::env::var_os("XDG_DATA_HOME") {
+        Some(data) if !data.is_empty() => PathBuf::from(data),
+        _ => {
+            let home = std::env::var_os("HOME")
+                .context("neither --store, COPPICE_HOME nor HOME says where the store is")?;
+            PathBuf::from(home).join(".local/share")
+        }
+    };
+    Ok(data.join("coppice"))
+}

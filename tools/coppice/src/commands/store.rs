@@ -1,0 +1,254 @@
+//! Commands about what the store holds.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use crate::cli::{Export, Import, ImportAs};
+use crate::client::{Client, unexpected, with_file};
+use crate::output::{Bar, Output, bytes, table};
+use crate::rpc::{Checked, Part, Reply, Request, Shown, SnapshotLine};
+
+pub(super) fn import(client: &Client, options: &Import, out: Output) -> Result<()> {
+    let file = open_input(&options.file)?;
+    let request =
+        Request::Import { name: options.name.clone(), stream: options.kind == ImportAs::Stream };
+    let bar = Bar::new();
+    let (reply, _) = client.ask(request, &with_file(&file), &mut |step| bar.show(&step))?;
+    drop(bar);
+    let Reply::Imported(done) = reply else { return unexpected(&reply) };
+    out.print(&done, || {
+        format!(
+            "{}: {} read, {} new, {} stored, in {:.1} s",
+            done.name,
+            bytes(done.logical_bytes),
+            bytes(done.new_bytes),
+            bytes(done.stored_bytes),
+            done.seconds
+        )
+    })
+}
+
+fn open_input(path: &Path) -> Result<File> {
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    if file.metadata()?.is_dir() {
+        bail!("{} is a folder: give a disk image or another file", path.display());
+    }
+    Ok(file)
+}
+
+pub(super) fn export(client: &Client, options: &Export, out: Output) -> Result<()> {
+    let part = match (options.memory, options.disk) {
+        (true, _) => Part::Memory,
+        (false, Some(index)) => Part::Disk(index),
+        (false, None) => Part::Main,
+    };
+    let file = new_output(&options.file)?;
+    let bar = Bar::new();
+    let request = Request::Export { name: options.name.clone(), part };
+    let answer = client.ask(request, &with_file(&file), &mut |step| bar.show(&step));
+    drop(bar);
+    written(answer.map(|(reply, _)| reply), &options.file, out)
+}
+
+pub(super) fn dump_memory(
+    client: &Client,
+    machine: String,
+    path: &Path,
+    out: Output,
+) -> Result<()> {
+    let file = new_output(path)?;
+    let request = Request::DumpMemory { machine };
+    let answer = client.ask(request, &with_file(&file), &mut |_| {});
+    written(answer.map(|(reply, _)| reply), path, out)
+}
+
+/// Makes a file that is not there yet: an existing one is never overwritten.
+fn new_output(path: &Path) -> Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .with_context(|| format!("cannot make {}", path.display()))
+}
+
+#[derive(Serialize)]
+struct Written {
+    file: String,
+    logical_bytes: u64,
+    seconds: f64,
+}
+
+/// Reports a written file; one that was not finished is removed.
+fn written(answer: Result<Reply>, path: &Path, out: Output) -> Result<()> {
+    let (logical_bytes, seconds) = match answer {
+        Ok(Reply::Exported { bytes, seconds }) => (bytes, seconds),
+        Ok(other) => return unexpected(&other),
+        Err(error) => {
+            std::fs::remove_file(path)
+                .with_context(|| format!("cannot remove the unfinished {}", path.display()))?;
+            return Err(error);
+        }
+    };
+    let done = Written { file: path.display().to_string(), logical_bytes, seconds };
+    out.print(&done, || {
+        format!("{}: {} written in {:.1} s", done.file, bytes(logical_bytes), seconds)
+    })
+}
+
+#[derive(Serialize)]
+struct Snapshots {
+    snapshots: Vec<SnapshotLine>,
+}
+
+pub(super) fn snapshots(client: &Client, out: Output) -> Result<()> {
+    let reply = client.call(Request::Snapshots)?;
+    let Reply::Snapshots(snapshots) = reply else { return unexpected(&reply) };
+    let all = Snapshots { snapshots };
+    out.print(&all, || {
+        let mut rows = vec![heading(&["NAME", "KIND", "ID", "SIZE", "ADDED", "PARENT"])];
+        rows.extend(all.snapshots.iter().map(|line| {
+            vec![
+                line.name.clone(),
+                line.kind.clone(),
+                short(&line.id),
+                bytes(line.logical_bytes),
+                bytes(line.stored_bytes),
+                line.parent.as_deref().map(short).unwrap_or_default(),
+            ]
+        }));
+        table(&rows)
+    })
+}
+
+pub(super) fn heading(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// Enough of an id to tell it from others.
+fn short(id: &str) -> String {
+    id.chars().take(12).collect()
+}
+
+pub(super) fn show(client: &Client, name: String, out: Output) -> Result<()> {
+    let reply = client.call(Request::Show { name })?;
+    let Reply::Shown(shown) = reply else { return unexpected(&reply) };
+    out.print(&*shown, || shown_text(&shown))
+}
+
+fn shown_text(shown: &Shown) -> String {
+    let line = &shown.snapshot;
+    let mut text = format!(
+        "id        {}\nkind      {}\nnames     {}\nparent    {}\nadded     {}\n",
+        line.id,
+        line.kind,
+        shown.names.join(", "),
+        line.parent.as_deref().unwrap_or("none"),
+        bytes(line.stored_bytes),
+    );
+    if let Some(machine) = &shown.machine {
+        text.push_str(&format!(
+            "machine   {} CPU, {} memory\n",
+            machine.vcpus,
+            bytes(machine.memory_bytes)
+        ));
+    }
+    let mut rows = vec![heading(&["PART", "SIZE", "DATA", "ROOT"])];
+    rows.extend(shown.images.iter().map(|image| {
+        vec![
+            image.part.clone(),
+            bytes(image.logical_bytes),
+            bytes(image.data_bytes),
+            image.root.clone(),
+        ]
+    }));
+    text.push('\n');
+    text.push_str(&table(&rows));
+    text
+}
+
+#[derive(Serialize)]
+struct Done {
+    ok: bool,
+}
+
+pub(super) fn done(client: &Client, request: Request, out: Output) -> Result<()> {
+    match client.call(request)? {
+        Reply::Done => out.print(&Done { ok: true }, String::new),
+        other => unexpected(&other),
+    }
+}
+
+pub(super) fn tag(client: &Client, name: String, new: String, out: Output) -> Result<()> {
+    done(client, Request::Tag { name, new }, out)
+}
+
+#[derive(Serialize)]
+struct Removed {
+    removed: Vec<String>,
+}
+
+pub(super) fn rmi(client: &Client, names: Vec<String>, out: Output) -> Result<()> {
+    for name in &names {
+        client.call(Request::RemoveSnapshot { name: name.clone() })?;
+    }
+    let all = Removed { removed: names };
+    out.print(&all, || all.removed.join("\n"))
+}
+
+pub(super) fn stats(client: &Client, out: Output) -> Result<()> {
+    let reply = client.call(Request::Stats)?;
+    let Reply::Stats(stats) = reply else { return unexpected(&reply) };
+    out.print(&stats, || {
+        format!(
+            "logical     {}\nunique      {} in {} chunks\nstored      {} in {} packs\nsnapshots   {}",
+            bytes(stats.logical_bytes),
+            bytes(stats.unique_bytes),
+            stats.chunks,
+            bytes(stats.stored_bytes),
+            stats.packs,
+            stats.snapshots
+        )
+    })
+}
+
+/// Fails if anything is damaged, after saying what.
+pub(super) fn check(client: &Client, out: Output) -> Result<ExitCode> {
+    let bar = Bar::new();
+    let (reply, _) = client.ask(Request::Check, &[], &mut |step| bar.show(&step))?;
+    drop(bar);
+    let Reply::Checked(found) = reply else { return unexpected(&reply) };
+    out.print(&found, || checked_text(&found))?;
+    if found.ok {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!(
+        "coppice: the store is damaged in {} places: what is named above cannot be restored; import or capture it again",
+        found.problems.len()
+    );
+    Ok(ExitCode::FAILURE)
+}
+
+fn checked_text(found: &Checked) -> String {
+    let mut text = String::new();
+    for problem in &found.problems {
+        let hit = match problem.snapshots.as_slice() {
+            [] => "no snapshot needs it".to_owned(),
+            names => format!("hits {}", names.join(", ")),
+        };
+        text.push_str(&format!("{}; {hit}\n", problem.what));
+    }
+    text.push_str(&format!(
+        "{}: {} packs, {} chunks, {} verified in {:.1} s\n",
+        if found.ok { "clean" } else { "damaged" },
+        found.packs,
+        found.chunks,
+        bytes(found.bytes),
+        found.seconds
+    ));
+    text
+}

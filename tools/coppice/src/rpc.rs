@@ -1,0 +1,306 @@
+//! What the command line and the supervisor say to each other.
+//!
+//! One connection carries one request. The supervisor sends any number of
+//! [`Message::Progress`] and then exactly one [`Message::Reply`]. Files cross
+//! as descriptors, so the supervisor never opens a path on a caller's behalf.
+
+use serde::{Deserialize, Serialize};
+
+/// Both ends must agree on this number; it changes with any message.
+pub(crate) const PROTOCOL: u32 = 1;
+
+/// The first message of every connection, from the command line.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    /// [`PROTOCOL`] of the caller.
+    pub(crate) protocol: u32,
+    /// What it wants.
+    pub(crate) request: Request,
+}
+
+/// A request, with the descriptors that travel beside it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// Is anybody there?
+    Ping,
+    /// One descriptor: the input.
+    Import { name: String, stream: bool },
+    /// One descriptor: the output.
+    Export { name: String, part: Part },
+    Snapshots,
+    Show { name: String },
+    Tag { name: String, new: String },
+    RemoveSnapshot { name: String },
+    Stats,
+    Check,
+    /// One descriptor: the kernel.
+    Boot(Boot),
+    /// Starts machines from a snapshot, or forks a machine.
+    Fork(Fork),
+    /// Captures a machine.
+    Snapshot { machine: String, name: Option<String> },
+    Machines,
+    /// Answered with one descriptor: a stream to the machine's agent.
+    Agent { machine: String },
+    /// Answered with one descriptor: a stream to a vsock port.
+    Connect { machine: String, port: u32 },
+    /// Answered with one descriptor: the console log.
+    Logs { machine: String },
+    Pause { machine: String },
+    Resume { machine: String },
+    Stop { machine: String, kill: bool },
+    RemoveMachine { machine: String, force: bool },
+    /// The memory of a machine that is not running, as a file. One
+    /// descriptor: the output.
+    DumpMemory { machine: String },
+    /// Page server counters.
+    Pools,
+    /// Ends the supervisor and every machine.
+    Shutdown,
+}
+
+/// Which image of a snapshot to export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Part {
+    /// The only image, or the first disk.
+    Main,
+    /// A disk by its index.
+    Disk(u16),
+    /// Guest memory.
+    Memory,
+}
+
+/// Boots a kernel.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Boot {
+    pub(crate) name: Option<String>,
+    pub(crate) disks: Vec<String>,
+    pub(crate) memory_mib: u64,
+    pub(crate) cpus: u32,
+    /// Replaces the default kernel command line.
+    pub(crate) cmdline: Option<String>,
+}
+
+/// Starts `count` machines that continue from one instant.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Fork {
+    /// A machine's name or a snapshot's.
+    pub(crate) source: String,
+    pub(crate) count: u32,
+    /// The first machine's name, or the prefix of all.
+    pub(crate) name: Option<String>,
+    /// Leaves them stopped before their first instruction.
+    pub(crate) paused: bool,
+    /// Refuses a machine as the source.
+    pub(crate) snapshot_only: bool,
+}
+
+/// From the supervisor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Message {
+    Progress(Progress),
+    Reply(Result<Reply, Failure>),
+}
+
+/// How far along a long request is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    pub(crate) what: String,
+    pub(crate) done: u64,
+    /// 0 if it is not known.
+    pub(crate) total: u64,
+    /// Whether the numbers are bytes.
+    pub(crate) bytes: bool,
+}
+
+/// Why a request failed, ready to be shown.
+#[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Failure {
+    pub(crate) message: String,
+}
+
+/// Answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    Pong { pid: u32, protocol: u32 },
+    Done,
+    Imported(Imported),
+    Exported { bytes: u64, seconds: f64 },
+    Snapshots(Vec<SnapshotLine>),
+    Shown(Box<Shown>),
+    Stats(StoreStats),
+    Checked(Checked),
+    Forked(Forked),
+    Captured(Captured),
+    Machines(Vec<MachineLine>),
+    Stream,
+    /// The stream wants this generation in its greeting.
+    Agent { generation: u64 },
+    Pools(Pools),
+}
+
+/// `import --json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Imported {
+    pub(crate) name: String,
+    pub(crate) id: String,
+    pub(crate) root: String,
+    pub(crate) logical_bytes: u64,
+    pub(crate) new_bytes: u64,
+    pub(crate) stored_bytes: u64,
+    pub(crate) seconds: f64,
+}
+
+/// One line of `snapshots`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SnapshotLine {
+    pub(crate) name: String,
+    pub(crate) id: String,
+    /// `machine`, `disk` or `stream`.
+    pub(crate) kind: String,
+    pub(crate) logical_bytes: u64,
+    /// Bytes this snapshot added to the store when it was made.
+    pub(crate) stored_bytes: u64,
+    /// Milliseconds since 1970.
+    pub(crate) created_unix_ms: u64,
+    pub(crate) parent: Option<String>,
+}
+
+/// One image of a snapshot.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ImageLine {
+    /// `memory`, `disk0`, `state` or `stream`.
+    pub(crate) part: String,
+    pub(crate) root: String,
+    pub(crate) logical_bytes: u64,
+    /// Bytes of its pages that are not zero.
+    pub(crate) data_bytes: u64,
+}
+
+/// `show --json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Shown {
+    pub(crate) snapshot: SnapshotLine,
+    pub(crate) names: Vec<String>,
+    pub(crate) images: Vec<ImageLine>,
+    pub(crate) machine: Option<MachineShape>,
+}
+
+/// What the guest of a machine snapshot sees.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct MachineShape {
+    pub(crate) memory_bytes: u64,
+    pub(crate) vcpus: u32,
+    pub(crate) disks: Vec<u64>,
+}
+
+/// `stats --json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct StoreStats {
+    pub(crate) logical_bytes: u64,
+    pub(crate) unique_bytes: u64,
+    pub(crate) stored_bytes: u64,
+    pub(crate) chunks: u64,
+    pub(crate) packs: u64,
+    pub(crate) snapshots: u64,
+}
+
+/// `check --json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Checked {
+    pub(crate) ok: bool,
+    pub(crate) packs: u64,
+    pub(crate) chunks: u64,
+    pub(crate) bytes: u64,
+    pub(crate) seconds: f64,
+    pub(crate) problems: Vec<Problem>,
+}
+
+/// One damaged thing.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Problem {
+    /// Names the pack, the offset and the chunk.
+    pub(crate) what: String,
+    /// The snapshots that need it.
+    pub(crate) snapshots: Vec<String>,
+}
+
+/// `fork --json` and `run --json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Forked {
+    pub(crate) machines: Vec<Ready>,
+    /// How long a running source stood still; 0 for a snapshot.
+    pub(crate) parent_pause_us: u64,
+}
+
+/// A machine whose vCPU runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Ready {
+    pub(crate) name: String,
+    /// From the request until the first vCPU entered the guest.
+    pub(crate) ready_us: u64,
+}
+
+/// `snapshot --json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Captured {
+    pub(crate) id: String,
+    pub(crate) name: Option<String>,
+    pub(crate) pause_us: u64,
+    pub(crate) dirty_pages: u64,
+    pub(crate) logical_bytes: u64,
+    pub(crate) new_bytes: u64,
+    pub(crate) stored_bytes: u64,
+    pub(crate) seconds: f64,
+}
+
+/// One line of `ps`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct MachineLine {
+    pub(crate) name: String,
+    /// `running`, `paused`, `stopped` or `failed`.
+    pub(crate) state: String,
+    /// Why it stopped or failed.
+    pub(crate) reason: Option<String>,
+    /// The snapshot it came from.
+    pub(crate) snapshot: Option<String>,
+    pub(crate) pid: Option<u32>,
+    pub(crate) vcpus: u32,
+    pub(crate) memory_bytes: u64,
+    /// Guest pages that only this machine has.
+    pub(crate) private_bytes: u64,
+    /// Guest pages that it shares with its pool.
+    pub(crate) shared_bytes: u64,
+    /// Everything its process has, each shared page divided by its users.
+    pub(crate) pss_bytes: u64,
+    /// Page tables of its process.
+    pub(crate) page_table_bytes: u64,
+    pub(crate) overlay_bytes: u64,
+    /// Faults that the page server answered.
+    pub(crate) faults: u64,
+    /// Of these, faults that read the store.
+    pub(crate) store_faults: u64,
+    /// Pages read from the store for it, neighbours included.
+    pub(crate) pages_installed: u64,
+}
+
+/// Page server counters.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Pools {
+    pub(crate) pid: u32,
+    pub(crate) pools: Vec<PoolLine>,
+}
+
+/// One pool.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PoolLine {
+    pub(crate) root: String,
+    pub(crate) len: u64,
+    pub(crate) machines: u64,
+    pub(crate) resident_pages: u64,
+    pub(crate) stored_pages: u64,
+    pub(crate) zero_pages: u64,
+    pub(crate) frames_read: u64,
+    pub(crate) bytes_read: u64,
+}

@@ -1,0 +1,247 @@
+//! Requests that concern only the store.
+
+use std::fs::File;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use coppice_engine::{CheckReport, Damage, Entry, ErrorKind, ImageRef, ImportKind, ImportOptions, Role};
+
+use super::Supervisor;
+use super::launch::find_image;
+use crate::rpc::{
+    Checked, ImageLine, Imported, MachineShape, Part, Problem, Progress, Reply, Shown,
+    SnapshotLine, StoreStats,
+};
+
+/// The longest byte string that is read whole, such as a machine's state.
+const BLOB_MAX: u64 = 256 << 20;
+
+impl Supervisor {
+    /// Brings a disk or a byte stream into the store.
+    pub(crate) fn import(
+        &self,
+        name: &str,
+        stream: bool,
+        input: &File,
+        report: &mut dyn FnMut(Progress),
+    ) -> Result<Reply> {
+        let name = self.free_name(name)?;
+        let kind = if stream { ImportKind::Stream } else { ImportKind::Disk };
+        let options = ImportOptions { kind, ..ImportOptions::default() };
+        let done = self.store.import(input, name, options, &mut |step| {
+            report(bytes_step("importing", step));
+        })?;
+        Ok(Reply::Imported(Imported {
+            name: done.name.to_string(),
+            id: done.id.to_string(),
+            root: done.root.to_string(),
+            logical_bytes: done.logical_bytes,
+            new_bytes: done.new_bytes,
+            stored_bytes: done.stored_bytes,
+            seconds: done.seconds,
+        }))
+    }
+
+    /// Writes an image out again.
+    pub(crate) fn export(
+        &self,
+        name: &str,
+        part: Part,
+        out: &File,
+        report: &mut dyn FnMut(Progress),
+    ) -> Result<Reply> {
+        let begun = Instant::now();
+        let entry = self.find(name)?;
+        let image = choose(&entry, part)
+            .with_context(|| format!("{name} has no such part: `coppice show {name}` lists them"))?;
+        self.store.export(&image, out, &mut |step| report(bytes_step("exporting", step)))?;
+        Ok(Reply::Exported { bytes: image.len, seconds: begun.elapsed().as_secs_f64() })
+    }
+
+    /// The catalog.
+    pub(crate) fn snapshots(&self) -> Result<Vec<SnapshotLine>> {
+        Ok(self.store.snapshots().iter().flat_map(lines).collect())
+    }
+
+    /// One snapshot.
+    pub(crate) fn show(&self, name: &str) -> Result<Shown> {
+        let entry = self.find(name)?;
+        let images = entry
+            .record
+            .images
+            .iter()
+            .map(|(role, image)| {
+                Ok(ImageLine {
+                    part: part_name(*role),
+                    root: image.root.to_string(),
+                    logical_bytes: image.len,
+                    data_bytes: self.store.page_map(image)?.stored_pages() * 4096,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let machine = match kind(&entry) {
+            "machine" => {
+                let config = super::config::decode(&entry.record.config)?;
+                Some(MachineShape {
+                    memory_bytes: config.memory_bytes,
+                    vcpus: config.vcpus,
+                    disks: config.disks.iter().map(|disk| disk.len).collect(),
+                })
+            }
+            _ => None,
+        };
+        let names = entry.names.iter().map(ToString::to_string).collect();
+        let snapshot = line(&entry, name.to_owned());
+        Ok(Shown { snapshot, names, images, machine })
+    }
+
+    /// Gives a snapshot another name.
+    pub(crate) fn tag(&self, name: &str, new: &str) -> Result<Reply> {
+        let id = self.find(name)?.id;
+        let new = self.free_name(new)?;
+        self.store.tag(&id.to_string(), new)?;
+        Ok(Reply::Done)
+    }
+
+    /// Takes a name out of the catalog.
+    pub(crate) fn remove_snapshot(&self, name: &str) -> Result<Reply> {
+        self.find(name)?;
+        self.store.remove(name)?;
+        Ok(Reply::Done)
+    }
+
+    /// The store's totals.
+    pub(crate) fn stats(&self) -> Result<StoreStats> {
+        let stats = self.store.stats();
+        Ok(StoreStats {
+            logical_bytes: stats.logical_bytes,
+            unique_bytes: stats.unique_bytes,
+            stored_bytes: stats.stored_bytes,
+            chunks: stats.chunks,
+            packs: stats.packs,
+            snapshots: stats.snapshots,
+        })
+    }
+
+    /// Reads and verifies everything.
+    pub(crate) fn check(&self, report: &mut dyn FnMut(Progress)) -> Result<Checked> {
+        let begun = Instant::now();
+        let found = self.store.check(&mut |step| report(bytes_step("checking", step)))?;
+        Ok(checked(&found, begun.elapsed().as_secs_f64()))
+    }
+
+    /// A byte string that was stored with `Session::blob`.
+    pub(crate) fn read_blob(&self, image: &ImageRef) -> Result<Vec<u8>> {
+        if image.len > BLOB_MAX {
+            bail!("the machine state is {} bytes long, which cannot be right", image.len);
+        }
+        let mut bytes = vec![0; usize::try_from(image.len)?];
+        let got = self.store.reader(image)?.read_at(0, &mut bytes)?;
+        if got != bytes.len() {
+            bail!("the machine state ends after {got} of {} bytes", bytes.len());
+        }
+        Ok(bytes)
+    }
+
+    fn find(&self, name: &str) -> Result<Entry> {
+        self.store.lookup(name).map_err(|error| {
+            if error.kind() == ErrorKind::NotFound {
+                anyhow::anyhow!(
+                    "there is no snapshot named {name}: `coppice snapshots` lists them"
+                )
+            } else {
+                error.into()
+            }
+        })
+    }
+}
+
+fn bytes_step(what: &str, step: coppice_engine::Progress) -> Progress {
+    Progress {
+        what: what.to_owned(),
+        done: step.done,
+        total: step.total.unwrap_or(0),
+        bytes: true,
+    }
+}
+
+fn checked(found: &CheckReport, seconds: f64) -> Checked {
+    Checked {
+        ok: found.is_clean(),
+        packs: found.packs,
+        chunks: found.chunks,
+        bytes: found.bytes,
+        seconds,
+        problems: found
+            .damages
+            .iter()
+            .map(|damage| Problem {
+                what: damage_line(damage),
+                snapshots: damage.snapshots.iter().cloned().collect(),
+            })
+            .collect(),
+    }
+}
+
+fn damage_line(damage: &Damage) -> String {
+    let mut line = match (damage.pack, damage.offset) {
+        (Some(pack), Some(offset)) => format!("pack {pack} at byte {offset}: {}", damage.problem),
+        (Some(pack), None) => format!("pack {pack}: {}", damage.problem),
+        _ => damage.problem.clone(),
+    };
+    if !damage.objects.is_empty() {
+        let objects: Vec<&str> = damage.objects.iter().map(String::as_str).collect();
+        line.push_str(&format!("; chunk {}", objects.join(", ")));
+    }
+    line
+}
+
+fn choose(entry: &Entry, part: Part) -> Option<ImageRef> {
+    match part {
+        Part::Memory => find_image(entry, Role::Memory),
+        Part::Disk(index) => find_image(entry, Role::Disk(index)),
+        Part::Main => {
+            find_image(entry, Role::Stream).or_else(|| find_image(entry, Role::Disk(0)))
+        }
+    }
+}
+
+fn kind(entry: &Entry) -> &'static str {
+    let has = |role| find_image(entry, role).is_some();
+    if has(Role::Memory) {
+        "machine"
+    } else if has(Role::Stream) {
+        "stream"
+    } else {
+        "disk"
+    }
+}
+
+fn part_name(role: Role) -> String {
+    match role {
+        Role::Memory => "memory".to_owned(),
+        Role::Disk(index) => format!("disk{index}"),
+        Role::State => "state".to_owned(),
+        Role::Stream => "stream".to_owned(),
+    }
+}
+
+/// One line for each name; a snapshot without a name is listed by its id.
+fn lines(entry: &Entry) -> Vec<SnapshotLine> {
+    if entry.names.is_empty() {
+        return vec![line(entry, entry.id.to_string())];
+    }
+    entry.names.iter().map(|name| line(entry, name.to_string())).collect()
+}
+
+fn line(entry: &Entry, name: String) -> SnapshotLine {
+    SnapshotLine {
+        name,
+        id: entry.id.to_string(),
+        kind: kind(entry).to_owned(),
+        logical_bytes: entry.record.images.iter().map(|(_, image)| image.len).sum(),
+        stored_bytes: entry.stored_bytes,
+        created_unix_ms: entry.created_unix_ms,
+        parent: entry.record.parent.map(|id| id.to_string()),
+    }
+}

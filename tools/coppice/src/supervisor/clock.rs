@@ -1,0 +1,28 @@
+//! The clocks the supervisor reads, in one place.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use rustix::time::{ClockId, clock_gettime};
+
+/// `CLOCK_MONOTONIC` in nanoseconds, comparable between processes.
+pub(crate) fn monotonic_ns() -> Result<u64> {
+    let now = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec)?;
+    Ok(seconds * 1_000_000_000 + u64::try_from(now.tv_nsec)?)
+}
+
+/// Wall clock in nanoseconds since 1970.
+pub(crate) fn realtime_ns() -> Result<u64> {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .context("this host's clock is before 1970")?;
+    Ok(u64::try_from(since.as_nanos())?)
+}
+
+/// A number for a new identity that no snapshot can hold yet: identities are
+/// made one after the other, and the wall clock is strictly later than any
+/// instant that was captured before.
+pub(crate) fn generation() -> Result<u64> {
+    realtime_ns()
+}

@@ -1,0 +1,370 @@
+//! Making machines: by booting a kernel, or by continuing from a snapshot.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use coppice_engine::{Entry, ImageRef, Role};
+use coppice_runtime::host::{Built, News, Vmm};
+use coppice_runtime::protocol::{
+    DiskConfig, MachineConfig, MachineKey, PoolId, Region, Content, Start, VmmEvent,
+};
+
+use super::Supervisor;
+use super::machine::{Identity, Lineage, Live, Machine, State, lock};
+use super::pools::Pool;
+use super::table::Reserved;
+use crate::rpc::{Boot, Fork, Forked, Progress, Ready};
+
+/// What the kernel is told when the caller does not say otherwise.
+const DEFAULT_CMDLINE: &str =
+    "console=ttyS0 quiet panic=-1 reboot=k root=/dev/vda rw init=/usr/sbin/coppice-agent";
+
+const MEMORY_MIB_MIN: u64 = 16;
+const MEMORY_MIB_MAX: u64 = 1 << 20;
+const VCPUS_MAX: u32 = 64;
+const FORKS_MAX: u32 = 10_000;
+
+/// Everything needed to make machines that begin alike.
+struct Template {
+    config: MachineConfig,
+    lineage: Lineage,
+    source: Option<String>,
+    disks: Vec<Arc<Pool>>,
+    origin: Origin,
+}
+
+enum Origin {
+    Kernel { cmdline: String, kernel: OwnedFd },
+    Instant { state: Vec<u8>, memory: Arc<Pool> },
+}
+
+impl Supervisor {
+    /// Boots a kernel.
+    pub(crate) fn boot(&self, boot: &Boot, kernel: OwnedFd) -> Result<Forked> {
+        let begun = Instant::now();
+        check_shape(boot)?;
+        let reserved = match &boot.name {
+            Some(name) => self.table.reserve(name)?,
+            None => self.table.reserve_series("vm", 1)?.pop().context("no free machine name")?,
+        };
+        let images = boot
+            .disks
+            .iter()
+            .map(|name| self.disk_image(name))
+            .collect::<Result<Vec<ImageRef>>>()?;
+        let config = MachineConfig {
+            memory_bytes: boot.memory_mib << 20,
+            vcpus: boot.cpus,
+            disks: images.iter().map(|image| DiskConfig { len: image.len, read_only: false }).collect(),
+        };
+        let cmdline = boot.cmdline.clone().unwrap_or_else(|| DEFAULT_CMDLINE.to_owned());
+        let template = Template {
+            config,
+            disks: self.pools_of(&images)?,
+            lineage: Lineage { snapshot: None, memory: None, disks: images },
+            source: boot.disks.first().cloned(),
+            origin: Origin::Kernel { cmdline, kernel },
+        };
+        let ready = self.make(&template, reserved, begun, false)?;
+        Ok(Forked { machines: vec![ready], parent_pause_us: 0 })
+    }
+
+    /// Starts machines that continue from a snapshot, or from a machine as it
+    /// is now.
+    pub(crate) fn fork(
+        &self,
+        fork: &Fork,
+        report: &mut dyn FnMut(Progress),
+    ) -> Result<Forked> {
+        if fork.count == 0 || fork.count > FORKS_MAX {
+            bail!("--count must be between 1 and {FORKS_MAX}, not {}", fork.count);
+        }
+        let machine = if fork.snapshot_only { None } else { self.table.find(&fork.source) };
+        let begun = Instant::now();
+        let (entry, parent_pause_us) = match machine {
+            Some(machine) => {
+                let captured = self.capture(&machine, None)?;
+                (self.store.lookup(&captured.id)?, captured.pause_us)
+            }
+            None => (self.entry_for_start(fork)?, 0),
+        };
+        let template = self.template(&entry, &fork.source)?;
+        let mut machines = Vec::new();
+        for reserved in self.reserve_for(fork)? {
+            // The first is timed from the request; each later one from the
+            // moment its turn came.
+            let begun = if machines.is_empty() { begun } else { Instant::now() };
+            machines.push(self.make(&template, reserved, begun, fork.paused)?);
+            report(Progress {
+                what: "forking".to_owned(),
+                done: u64::try_from(machines.len())?,
+                total: u64::from(fork.count),
+                bytes: false,
+            });
+        }
+        Ok(Forked { machines, parent_pause_us })
+    }
+
+    fn entry_for_start(&self, fork: &Fork) -> Result<Entry> {
+        self.store.lookup(&fork.source).map_err(|error| {
+            if error.kind() == coppice_engine::ErrorKind::NotFound {
+                let what = if fork.snapshot_only { "snapshot" } else { "machine or snapshot" };
+                anyhow::anyhow!(
+                    "there is no {what} named {}: `coppice ps` lists machines, `coppice snapshots` lists snapshots",
+                    fork.source
+                )
+            } else {
+                error.into()
+            }
+        })
+    }
+
+    fn reserve_for(&self, fork: &Fork) -> Result<Vec<Reserved<'_>>> {
+        match &fork.name {
+            Some(name) if fork.count == 1 => Ok(vec![self.table.reserve(name)?]),
+            Some(prefix) => self.table.reserve_series(prefix, fork.count),
+            None => self.table.reserve_series(&machine_prefix(&fork.source), fork.count),
+        }
+    }
+
+    fn disk_image(&self, name: &str) -> Result<ImageRef> {
+        let entry = self.store.lookup(name).map_err(|error| {
+            if error.kind() == coppice_engine::ErrorKind::NotFound {
+                anyhow::anyhow!(
+                    "there is no disk named {name}: `coppice import FILE --name {name}` brings one in"
+                )
+            } else {
+                error.into()
+            }
+        })?;
+        match find_image(&entry, Role::Disk(0)) {
+            Some(image) => Ok(image),
+            None => bail!("{name} is not a disk: `coppice show {name}` says what it holds"),
+        }
+    }
+
+    fn pools_of(&self, images: &[ImageRef]) -> Result<Vec<Arc<Pool>>> {
+        images.iter().map(|image| self.pools.get(image, &self.store, &*self.pager()?)).collect()
+    }
+
+    fn template(&self, entry: &Entry, source: &str) -> Result<Template> {
+        let (Some(memory), Some(state)) =
+            (find_image(entry, Role::Memory), find_image(entry, Role::State))
+        else {
+            bail!(
+                "{source} is not a machine: start it with `coppice run --kernel K --disk {source}`"
+            );
+        };
+        let config = super::config::decode(&entry.record.config)?;
+        let images: Vec<ImageRef> = (0..config.disks.len())
+            .map(|index| {
+                let role = Role::Disk(u16::try_from(index)?);
+                find_image(entry, role).with_context(|| format!("snapshot {source} lacks disk {index}"))
+            })
+            .collect::<Result<_>>()?;
+        let origin = Origin::Instant {
+            state: self.read_blob(&state)?,
+            memory: self.pools.get(&memory, &self.store, &*self.pager()?)?,
+        };
+        Ok(Template {
+            config,
+            disks: self.pools_of(&images)?,
+            lineage: Lineage { snapshot: Some(entry.id), memory: Some(memory), disks: images },
+            source: Some(source.to_owned()),
+            origin,
+        })
+    }
+
+    /// Makes one machine and, unless it is to stay paused, lets it run.
+    fn make(
+        &self,
+        template: &Template,
+        reserved: Reserved<'_>,
+        begun: Instant,
+        paused: bool,
+    ) -> Result<Ready> {
+        let begun_ns = super::clock::monotonic_ns()?;
+        let waited = begun.elapsed();
+        let machine = Arc::new(self.prepare(template, &reserved.name)?);
+        if let Err(error) = self.start(&machine, template) {
+            self.discard(&machine);
+            return Err(error);
+        }
+        let live = machine.live().context("the machine ended while it was made")?;
+        let mut ready_us = 0;
+        if !paused {
+            let entered_ns = live.vmm.resume().inspect_err(|_| self.discard(&machine))?;
+            let spent_ns = entered_ns.saturating_sub(begun_ns);
+            ready_us = (spent_ns + u64::try_from(waited.as_nanos())?) / 1000;
+            *lock(&machine.state) = State::Running;
+        }
+        super::machine_file::write(&machine)?;
+        let name = reserved.name.clone();
+        reserved.fill(machine);
+        Ok(Ready { name, ready_us })
+    }
+
+    fn prepare(&self, template: &Template, name: &str) -> Result<Machine> {
+        let folder = self.paths.machine(name);
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        Ok(Machine {
+            name: name.to_owned(),
+            key: MachineKey(self.next_key()),
+            folder,
+            config: template.config.clone(),
+            source: template.source.clone(),
+            turn: Mutex::new(()),
+            state: Mutex::new(State::Paused),
+            lineage: Mutex::new(template.lineage.clone()),
+            live: Mutex::new(None),
+            last_faults: Mutex::new(None),
+            identity: Mutex::new(Identity { wanted: super::clock::generation()?, renewed: 0 }),
+        })
+    }
+
+    /// Starts the process, makes the machine in it and has its faults served.
+    fn start(&self, machine: &Arc<Machine>, template: &Template) -> Result<()> {
+        let log = File::create(machine.folder.join("vmm.log"))
+            .with_context(|| format!("cannot write in {}", machine.folder.display()))?;
+        let console = File::options()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .open(machine.folder.join("console.log"))?;
+        let overlays = (0..template.config.disks.len())
+            .map(|index| new_overlay(machine, index, template.config.disks[index].len))
+            .collect::<Result<Vec<File>>>()?;
+        let vmm = self.spawn_vmm(machine, &log)?;
+        let built = build(&vmm, template, &console, &overlays)?;
+        let pools = attach(self, machine, template, &built)?;
+        *lock(&machine.live) = Some(Arc::new(Live { vmm, built, overlays, _pools: pools }));
+        Ok(())
+    }
+
+    fn spawn_vmm(&self, machine: &Arc<Machine>, log: &File) -> Result<Vmm> {
+        let news = self.news.clone();
+        let weak = Arc::downgrade(machine);
+        let mut said_why = false;
+        let vmm = Vmm::spawn(&self.vmm_program, &machine.name, log, move |event| {
+            let Some(machine) = weak.upgrade() else { return };
+            match event {
+                News::Event(VmmEvent::Exited { reason, clean }) => {
+                    said_why = true;
+                    let how = if clean { State::Stopped(reason) } else { State::Failed(reason) };
+                    machine.ended(how);
+                }
+                News::Closed => {
+                    if !said_why {
+                        let log = machine.folder.join("vmm.log");
+                        machine.ended(State::Failed(format!(
+                            "its process ended unexpectedly; see {}",
+                            log.display()
+                        )));
+                    }
+                    // Nobody listens only when the supervisor is ending.
+                    drop(news.send(machine));
+                }
+            }
+        })?;
+        Ok(vmm)
+    }
+
+    /// Undoes a machine that could not be made.
+    fn discard(&self, machine: &Arc<Machine>) {
+        self.release(machine);
+        if let Err(error) = std::fs::remove_dir_all(&machine.folder) {
+            tracing::warn!(machine = machine.name, %error, "cannot remove its folder");
+        }
+    }
+}
+
+fn new_overlay(machine: &Machine, index: usize, len: u64) -> Result<File> {
+    let path = machine.folder.join(format!("disk{index}.overlay"));
+    let file = File::options()
+        .create(true)
+        .truncate(true)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot make {}", path.display()))?;
+    file.set_len(len.next_multiple_of(4096))?;
+    Ok(file)
+}
+
+fn build(vmm: &Vmm, template: &Template, console: &File, overlays: &[File]) -> Result<Built> {
+    let mut descriptors: Vec<BorrowedFd<'_>> = vec![console.as_fd()];
+    for (pool, overlay) in template.disks.iter().zip(overlays) {
+        descriptors.push(pool.memory.as_fd());
+        descriptors.push(overlay.as_fd());
+    }
+    let start = match &template.origin {
+        Origin::Kernel { cmdline, kernel } => {
+            descriptors.push(kernel.as_fd());
+            Start::Boot { cmdline: cmdline.clone() }
+        }
+        Origin::Instant { state, memory } => {
+            descriptors.push(memory.memory.as_fd());
+            Start::Restore { state: state.clone() }
+        }
+    };
+    Ok(vmm.build(template.config.clone(), start, &descriptors)?)
+}
+
+/// Has the page server answer the machine's faults; returns the pools in use.
+fn attach(
+    supervisor: &Supervisor,
+    machine: &Machine,
+    template: &Template,
+    built: &Built,
+) -> Result<Vec<Arc<Pool>>> {
+    let memory = match &template.origin {
+        Origin::Instant { memory, .. } => Some(memory),
+        Origin::Kernel { .. } => None,
+    };
+    let pool_of = |content: Content| match content {
+        Content::Memory => memory,
+        Content::Disk(index) => template.disks.get(usize::try_from(index).ok()?),
+    };
+    let regions = built
+        .regions
+        .iter()
+        .filter(|region| region.pooled)
+        .map(|region| Some((pool_of(region.content)?.id, *region)))
+        .collect::<Option<Vec<(PoolId, Region)>>>()
+        .context("the machine has a mapping that no image fits")?;
+    supervisor.pager()?.attach(machine.key, regions, &built.userfault)?;
+    Ok(memory.into_iter().chain(&template.disks).cloned().collect())
+}
+
+fn check_shape(boot: &Boot) -> Result<()> {
+    if !(MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(&boot.memory_mib) {
+        bail!(
+            "--memory must be between {MEMORY_MIB_MIN} and {MEMORY_MIB_MAX} MiB, not {}",
+            boot.memory_mib
+        );
+    }
+    if boot.cpus == 0 || boot.cpus > VCPUS_MAX {
+        bail!("--cpus must be between 1 and {VCPUS_MAX}, not {}", boot.cpus);
+    }
+    Ok(())
+}
+
+/// The image in one of a snapshot's places.
+pub(crate) fn find_image(entry: &Entry, role: Role) -> Option<ImageRef> {
+    entry.record.image(role).copied()
+}
+
+/// A machine name made from a snapshot's, which may hold other characters.
+fn machine_prefix(source: &str) -> String {
+    let clean: String = source
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' })
+        .take(40)
+        .collect();
+    clean.trim_matches('-').to_owned()
+}

@@ -1,0 +1,121 @@
+//! One machine and what the supervisor holds of it.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use coppice_engine::{ImageRef, SnapshotId};
+use coppice_runtime::host::{Built, Vmm};
+use coppice_runtime::protocol::{MachineConfig, MachineFaults, MachineKey};
+
+use super::pools::Pool;
+
+/// What a machine is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum State {
+    Running,
+    Paused,
+    /// Ended as asked, by the guest or by a command.
+    Stopped(String),
+    /// Ended because something went wrong.
+    Failed(String),
+}
+
+impl State {
+    /// The word that `ps` shows.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped(_) => "stopped",
+            Self::Failed(_) => "failed",
+        }
+    }
+
+    /// Why it ended, if it has.
+    pub(crate) fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Running | Self::Paused => None,
+            Self::Stopped(reason) | Self::Failed(reason) => Some(reason),
+        }
+    }
+
+    /// Whether its process is there.
+    pub(crate) fn is_alive(&self) -> bool {
+        matches!(self, Self::Running | Self::Paused)
+    }
+}
+
+/// The images that a machine's unchanged pages and blocks come from, and the
+/// snapshot they belong to.
+#[derive(Debug, Clone)]
+pub(crate) struct Lineage {
+    pub(crate) snapshot: Option<SnapshotId>,
+    /// `None` for a machine that booted into empty memory.
+    pub(crate) memory: Option<ImageRef>,
+    pub(crate) disks: Vec<ImageRef>,
+}
+
+/// The parts of a machine that exist only while its process does.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) vmm: Vmm,
+    pub(crate) built: Built,
+    /// The overlay of each disk.
+    pub(crate) overlays: Vec<File>,
+    /// Keeps the pools of its mappings open.
+    pub(crate) _pools: Vec<Arc<Pool>>,
+}
+
+/// A machine.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) name: String,
+    pub(crate) key: MachineKey,
+    pub(crate) folder: PathBuf,
+    pub(crate) config: MachineConfig,
+    /// What it was started from, for people.
+    pub(crate) source: Option<String>,
+    /// Serializes pause, capture, resume and stop.
+    pub(crate) turn: Mutex<()>,
+    pub(crate) state: Mutex<State>,
+    pub(crate) lineage: Mutex<Lineage>,
+    pub(crate) live: Mutex<Option<Arc<Live>>>,
+    /// Last counters, once it is detached from the page server.
+    pub(crate) last_faults: Mutex<Option<MachineFaults>>,
+    /// The generation that its agent has renewed to, and the wanted one.
+    pub(crate) identity: Mutex<Identity>,
+}
+
+/// Which identity a machine's guest has and should have.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Identity {
+    pub(crate) wanted: u64,
+    pub(crate) renewed: u64,
+}
+
+impl Machine {
+    /// What it is doing now.
+    pub(crate) fn state(&self) -> State {
+        lock(&self.state).clone()
+    }
+
+    /// Its process, if it has one.
+    pub(crate) fn live(&self) -> Option<Arc<Live>> {
+        lock(&self.live).clone()
+    }
+
+    /// Records how it ended; the first reason stays.
+    pub(crate) fn ended(&self, how: State) {
+        let mut state = lock(&self.state);
+        if state.is_alive() {
+            *state = how;
+        }
+    }
+}
+
+/// Locks; a thread that panicked while it held the lock has not left anything
+/// half done here, as every change is one assignment.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,173 @@
+//! The life of machines after they are made: listing, pausing, stopping,
+//! removing.
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use coppice_runtime::protocol::MachineFaults;
+
+use super::capture::alive;
+use super::machine::{Machine, State, lock};
+use super::{Supervisor, usage};
+use crate::rpc::{MachineLine, PoolLine, Pools, Reply};
+
+/// How long a machine may take to stop its vCPUs.
+const PAUSE_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a guest may take to shut down before it is ended anyway.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+impl Supervisor {
+    /// What `ps` shows.
+    pub(crate) fn machine_lines(&self) -> Result<Vec<MachineLine>> {
+        let attached = match self.running_pager() {
+            Some(pager) => pager.stats()?.1,
+            None => Vec::new(),
+        };
+        let faults_of = |machine: &Machine| {
+            let live = attached.iter().find(|(key, _)| *key == machine.key);
+            live.map(|(_, faults)| *faults).or(*lock(&machine.last_faults)).unwrap_or_default()
+        };
+        Ok(self.table.list().iter().map(|machine| line(machine, faults_of(machine))).collect())
+    }
+
+    /// What `pools` shows.
+    pub(crate) fn pool_lines(&self) -> Result<Pools> {
+        let Some(pager) = self.running_pager() else {
+            return Ok(Pools { pid: 0, pools: Vec::new() });
+        };
+        let counters = pager.stats()?.0;
+        let pools = self
+            .pools
+            .list()
+            .into_iter()
+            .filter_map(|(pool, machines)| {
+                let stats = counters.iter().find(|(id, _)| *id == pool.id)?.1;
+                Some(PoolLine {
+                    root: pool.image.root.to_string(),
+                    len: pool.image.len,
+                    machines,
+                    resident_pages: stats.resident_pages,
+                    stored_pages: stats.stored_pages,
+                    zero_pages: stats.zero_pages,
+                    frames_read: stats.frames_read,
+                    bytes_read: stats.bytes_read,
+                })
+            })
+            .collect();
+        Ok(Pools { pid: pager.pid(), pools })
+    }
+
+    /// Opens a stream to a port in the guest.
+    pub(crate) fn connect(&self, name: &str, port: u32) -> Result<UnixStream> {
+        let machine = self.table.get(name)?;
+        self.renew(&machine)?;
+        Ok(alive(&machine)?.vmm.connect(port)?)
+    }
+
+    /// The console log of a machine, also of one that has ended.
+    pub(crate) fn console(&self, name: &str) -> Result<File> {
+        let path = self.table.get(name)?.folder.join("console.log");
+        File::open(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    /// Stops a machine's vCPUs; its memory stays.
+    pub(crate) fn pause(&self, name: &str) -> Result<Reply> {
+        let machine = self.table.get(name)?;
+        let _turn = lock(&machine.turn);
+        let live = alive(&machine)?;
+        if machine.state() == State::Running {
+            live.vmm.pause(PAUSE_LIMIT)?;
+            *lock(&machine.state) = State::Paused;
+        }
+        Ok(Reply::Done)
+    }
+
+    /// Lets a paused machine go on, with the clock put right before its next
+    /// command.
+    pub(crate) fn resume(&self, name: &str) -> Result<Reply> {
+        let machine = self.table.get(name)?;
+        let _turn = lock(&machine.turn);
+        let live = alive(&machine)?;
+        if machine.state() == State::Paused {
+            lock(&machine.identity).wanted = super::clock::generation()?;
+            live.vmm.resume()?;
+            *lock(&machine.state) = State::Running;
+        }
+        Ok(Reply::Done)
+    }
+
+    /// Shuts the guest down, or ends it without asking.
+    pub(crate) fn stop(&self, name: &str, kill: bool) -> Result<Reply> {
+        let machine = self.table.get(name)?;
+        let _turn = lock(&machine.turn);
+        if !machine.state().is_alive() {
+            return Ok(Reply::Done);
+        }
+        let live = alive(&machine)?;
+        let asked = !kill
+            && machine.state() == State::Running
+            && self.shut_down(&machine, &live, STOP_LIMIT);
+        let how = if asked { "it was shut down" } else { "it was stopped" };
+        machine.ended(State::Stopped(how.to_owned()));
+        live.vmm.kill();
+        self.release(&machine);
+        Ok(Reply::Done)
+    }
+
+    /// Forgets a machine and removes its folder.
+    pub(crate) fn remove_machine(&self, name: &str, force: bool) -> Result<Reply> {
+        let machine = self.table.get(name)?;
+        if machine.state().is_alive() && !force {
+            bail!("{name} is {}: stop it first, or use --force", machine.state().word());
+        }
+        let _turn = lock(&machine.turn);
+        machine.ended(State::Stopped("it was removed".to_owned()));
+        self.release(&machine);
+        match std::fs::remove_dir_all(&machine.folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error)
+                    .with_context(|| format!("cannot remove {}", machine.folder.display()));
+            }
+            _ => self.table.remove(name),
+        }
+        Ok(Reply::Done)
+    }
+
+    /// Ends every machine; the supervisor is about to end.
+    pub(crate) fn end_all(&self) {
+        for machine in self.table.list() {
+            if machine.state().is_alive() {
+                machine.ended(State::Stopped("its supervisor was ended".to_owned()));
+                self.release(&machine);
+            }
+        }
+    }
+}
+
+fn line(machine: &Machine, faults: MachineFaults) -> MachineLine {
+    let state = machine.state();
+    let live = machine.live();
+    let usage = live.as_deref().map(usage::measure);
+    // A machine that ends while it is measured costs nothing any more.
+    let usage = usage.and_then(Result::ok).unwrap_or_default();
+    MachineLine {
+        name: machine.name.clone(),
+        state: state.word().to_owned(),
+        reason: state.reason().map(str::to_owned),
+        snapshot: machine.source.clone(),
+        pid: live.as_deref().map(|live| live.vmm.pid()),
+        vcpus: machine.config.vcpus,
+        memory_bytes: machine.config.memory_bytes,
+        private_bytes: usage.private_bytes,
+        shared_bytes: usage.shared_bytes,
+        pss_bytes: usage.pss_bytes,
+        page_table_bytes: usage.page_table_bytes,
+        overlay_bytes: usage.overlay_bytes,
+        faults: faults.faults,
+        store_faults: faults.store_faults,
+        pages_installed: faults.pages_installed,
+    }
+}

@@ -1,0 +1,204 @@
+//! The supervisor: one process that owns a store, its page server and its
+//! machines, and serves the command line over a unix socket.
+//!
+//! It is started by the first command that needs it and ends by itself when it
+//! has had nothing to do for a while. Its end, however it comes, ends its
+//! machines and its page server, because they see their channel close; the
+//! store is safe at every instant.
+
+mod agent;
+mod capture;
+mod catalog;
+mod clock;
+mod config;
+mod launch;
+mod machine;
+mod machine_file;
+mod machines;
+pub(crate) mod paths;
+mod pools;
+mod server;
+mod table;
+mod usage;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use coppice_engine::{Settings, Store};
+use coppice_runtime::host::{News, Pager, Program};
+use coppice_runtime::protocol::{MachineKey, PagerEvent};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use machine::{Machine, State, lock};
+use paths::Paths;
+use pools::Pools;
+use table::Table;
+
+/// A supervisor without machines ends after this long without a request.
+const IDLE_LIMIT: Duration = Duration::from_secs(60);
+
+/// The supervisor of one store.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    paths: Paths,
+    store: Store,
+    pager: Mutex<Option<Arc<Pager>>>,
+    pools: Pools,
+    table: Table,
+    keys: AtomicU64,
+    vmm_program: Program,
+    pager_program: Program,
+    /// Machines whose process has ended.
+    news: Sender<Arc<Machine>>,
+    /// Pages that machines need and nobody has.
+    lost: Sender<(MachineKey, String)>,
+    last_request: Mutex<Instant>,
+}
+
+/// Serves until it is told to end, or nobody needs it.
+pub(crate) fn serve(paths: Paths, background: bool) -> Result<()> {
+    paths
+        .create()
+        .with_context(|| format!("cannot make the store folder {}", paths.store().display()))?;
+    let store = Store::open(paths.store(), &Settings::default())?;
+    let listener = listen(&paths)?;
+    let (news, ended) = unbounded();
+    let (lost, losses) = unbounded();
+    let supervisor = Arc::new(Supervisor {
+        vmm_program: internal_program("internal-vmm")?,
+        pager_program: internal_program("internal-pager")?,
+        paths,
+        store,
+        pager: Mutex::new(None),
+        pools: Pools::default(),
+        table: Table::default(),
+        keys: AtomicU64::new(1),
+        news,
+        lost,
+        last_request: Mutex::new(Instant::now()),
+    });
+    machine_file::find_ended(&supervisor.paths, &supervisor.table)?;
+    supervisor.watch(ended, losses)?;
+    if !background {
+        eprintln!("coppice: serving {}", supervisor.paths.store().display());
+    }
+    tracing::info!(store = %supervisor.paths.store().display(), "serving");
+    server::accept(&supervisor, &listener, background)
+}
+
+/// Binds the socket. The store's lock is held, so a socket that is there
+/// belongs to nobody.
+fn listen(paths: &Paths) -> Result<UnixListener> {
+    let socket = paths.socket();
+    if let Err(error) = std::fs::remove_file(&socket)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(error).with_context(|| format!("cannot replace {}", socket.display()));
+    }
+    UnixListener::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))
+}
+
+fn internal_program(command: &str) -> Result<Program> {
+    let path = std::env::current_exe().context("cannot find the coppice program itself")?;
+    Ok(Program { path, arguments: vec![OsString::from(command)] })
+}
+
+impl Supervisor {
+    /// The page server, started when it is first needed.
+    fn pager(&self) -> Result<Arc<Pager>> {
+        let mut slot = lock(&self.pager);
+        if let Some(pager) = &*slot {
+            return Ok(Arc::clone(pager));
+        }
+        let log = File::create(self.paths.pager_log())
+            .with_context(|| format!("cannot write {}", self.paths.pager_log().display()))?;
+        let lost = self.lost.clone();
+        let pager = Pager::spawn(&self.pager_program, &log, move |news| {
+            let (key, why) = match news {
+                News::Event(PagerEvent::PageLost { machine, error, .. }) => (machine, error),
+                // Without its page server no machine can go on.
+                News::Closed => (EVERY_MACHINE, "the page server ended unexpectedly".to_owned()),
+            };
+            // Nobody listens only when the supervisor is ending.
+            drop(lost.send((key, why)));
+        })?;
+        Ok(Arc::clone(slot.insert(Arc::new(pager))))
+    }
+
+    /// The page server, if one runs.
+    fn running_pager(&self) -> Option<Arc<Pager>> {
+        lock(&self.pager).clone()
+    }
+
+    fn next_key(&self) -> u64 {
+        self.keys.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Starts the threads that act on what machines and page server report.
+    fn watch(
+        self: &Arc<Self>,
+        ended: Receiver<Arc<Machine>>,
+        losses: Receiver<(MachineKey, String)>,
+    ) -> Result<()> {
+        let me = Arc::clone(self);
+        spawn("reaper", move || {
+            for machine in ended {
+                me.release(&machine);
+            }
+        })?;
+        let me = Arc::clone(self);
+        spawn("losses", move || {
+            for (key, why) in losses {
+                me.fail(key, &why);
+            }
+        })
+    }
+
+    /// Stops the machines that cannot go on.
+    fn fail(&self, key: MachineKey, why: &str) {
+        if key == EVERY_MACHINE {
+            *lock(&self.pager) = None;
+            self.pools.forget();
+        }
+        for machine in self.table.list() {
+            if (machine.key == key || key == EVERY_MACHINE) && machine.state().is_alive() {
+                tracing::error!(machine = machine.name, why, "stopped");
+                machine.ended(State::Failed(why.to_owned()));
+                self.release(&machine);
+            }
+        }
+    }
+
+    /// Lets go of everything a machine's process held. The process is killed
+    /// if it is still there, even if it waits for a page that never comes.
+    fn release(&self, machine: &Machine) {
+        let Some(live) = lock(&machine.live).take() else { return };
+        live.vmm.kill();
+        match self.running_pager().map(|pager| pager.detach(machine.key)) {
+            Some(Ok(faults)) => *lock(&machine.last_faults) = Some(faults),
+            Some(Err(error)) => tracing::warn!(machine = machine.name, %error, "detach"),
+            None => {}
+        }
+        if machine.folder.exists()
+            && let Err(error) = machine_file::write(machine)
+        {
+            tracing::warn!(machine = machine.name, %error, "cannot record its end");
+        }
+    }
+}
+
+/// Stands for all machines in a report of loss; no machine has this key.
+const EVERY_MACHINE: MachineKey = MachineKey(u64::MAX);
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .with_context(|| format!("cannot start the {name} thread"))?;
+    Ok(())
+}

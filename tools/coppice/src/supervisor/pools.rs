@@ -1,0 +1,114 @@
+//! Pools of the page server, one for each image that machines use.
+//!
+//! Machines that continue from the same image share its pool. A pool that no
+//! machine uses stays open for a while, so that the next fork finds its pages
+//! resident; the oldest idle ones are closed first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result};
+use coppice_engine::{ImageRef, Store};
+use coppice_runtime::host::Pager;
+use coppice_runtime::protocol::PoolId;
+
+/// Idle pools kept open.
+const IDLE_POOLS_MAX: usize = 16;
+
+/// An open pool.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    pub(crate) id: PoolId,
+    pub(crate) image: ImageRef,
+    /// Its memfd, read-only.
+    pub(crate) memory: OwnedFd,
+}
+
+/// All open pools.
+#[derive(Debug, Default)]
+pub(crate) struct Pools {
+    open: Mutex<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    pools: BTreeMap<PoolId, Arc<Pool>>,
+    packs: BTreeSet<u64>,
+    next: u64,
+}
+
+impl Pools {
+    /// The pool of an image, opened if it is not.
+    pub(crate) fn get(
+        &self,
+        image: &ImageRef,
+        store: &Store,
+        pager: &Pager,
+    ) -> Result<Arc<Pool>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = open.pools.values().find(|pool| pool.image == *image) {
+            return Ok(Arc::clone(pool));
+        }
+        open.close_idle(pager);
+        let pool = Arc::new(open.make(image, store, pager)?);
+        open.pools.insert(pool.id, Arc::clone(&pool));
+        Ok(pool)
+    }
+
+    /// Forgets everything: the page server that had it is gone.
+    pub(crate) fn forget(&self) {
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = Open::default();
+    }
+
+    /// Every open pool with the number of its users.
+    pub(crate) fn list(&self) -> Vec<(Arc<Pool>, u64)> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.pools
+            .values()
+            .map(|pool| (Arc::clone(pool), users(pool)))
+            .collect()
+    }
+}
+
+/// Users besides the table itself.
+fn users(pool: &Arc<Pool>) -> u64 {
+    u64::try_from(Arc::strong_count(pool)).unwrap_or(u64::MAX).saturating_sub(1)
+}
+
+impl Open {
+    fn make(&mut self, image: &ImageRef, store: &Store, pager: &Pager) -> Result<Pool> {
+        let map = store.page_map(image).context("cannot locate the pages of an image")?;
+        for pack in map.packs() {
+            let number = pack.0;
+            if self.packs.contains(&number) {
+                continue;
+            }
+            let file = store.pack_file(*pack)?;
+            pager.add_pack(number, file.as_fd())?;
+            self.packs.insert(number);
+        }
+        let id = PoolId(self.next);
+        self.next = self.next.checked_add(1).context("pool ids are used up")?;
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let mut table = File::from(rustix::fs::memfd_create("coppice-page-map", flags)?);
+        table.write_all(&map.to_bytes())?;
+        let memory = pager.open_pool(id, table.as_fd())?;
+        Ok(Pool { id, image: *image, memory })
+    }
+
+    fn close_idle(&mut self, pager: &Pager) {
+        let idle: Vec<PoolId> =
+            self.pools.iter().filter(|(_, pool)| users(pool) == 0).map(|(id, _)| *id).collect();
+        let excess = idle.len().saturating_sub(IDLE_POOLS_MAX);
+        for id in idle.into_iter().take(excess) {
+            if let Err(error) = pager.close_pool(id) {
+                tracing::warn!(pool = id.0, %error, "cannot close an idle pool");
+                continue;
+            }
+            self.pools.remove(&id);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Accepting connections and answering requests, each on a thread of its own.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use coppice_runtime::sys::channel::{Channel, ChannelError};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::machine::lock;
+use super::{IDLE_LIMIT, Supervisor};
+use crate::rpc::{Failure, Hello, Message, PROTOCOL, Progress, Reply, Request};
+
+/// Set by a request to end, or by a signal.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// How often the loop looks whether it should end.
+const TICK: Duration = Duration::from_millis(200);
+
+/// What a request is answered with.
+type Answer = (Reply, Vec<OwnedFd>);
+
+/// Accepts connections until it is time to end.
+pub(crate) fn accept(
+    supervisor: &Arc<Supervisor>,
+    listener: &UnixListener,
+    background: bool,
+) -> Result<()> {
+    listener.set_nonblocking(true)?;
+    let busy = Arc::new(AtomicU64::new(0));
+    while !ENDING.load(Ordering::Acquire) {
+        if background && is_idle(supervisor, &busy) {
+            tracing::info!("nothing to do: ending");
+            break;
+        }
+        wait(listener)?;
+        match listener.accept() {
+            Ok((socket, _)) => answer_on_thread(supervisor, socket, &busy)?,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => tracing::warn!(%error, "accept"),
+        }
+    }
+    // A caller that connects from here on finds no socket and starts a new
+    // supervisor, which waits for the store's lock.
+    std::fs::remove_file(supervisor.paths.socket()).context("cannot remove the socket")?;
+    supervisor.end_all();
+    Ok(())
+}
+
+fn wait(listener: &UnixListener) -> Result<()> {
+    let timeout = rustix::time::Timespec {
+        tv_sec: 0,
+        tv_nsec: i64::from(TICK.subsec_nanos()),
+    };
+    let mut descriptors = [PollFd::new(listener, PollFlags::IN)];
+    match poll(&mut descriptors, Some(&timeout)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_idle(supervisor: &Supervisor, busy: &AtomicU64) -> bool {
+    let alive = supervisor.table.list().iter().any(|machine| machine.state().is_alive());
+    let store_is_gone = !supervisor.paths.socket().exists();
+    busy.load(Ordering::Acquire) == 0
+        && (store_is_gone
+            || (!alive && lock(&supervisor.last_request).elapsed() > IDLE_LIMIT))
+}
+
+fn answer_on_thread(
+    supervisor: &Arc<Supervisor>,
+    socket: UnixStream,
+    busy: &Arc<AtomicU64>,
+) -> Result<()> {
+    // An accepted socket does not inherit the listener's mode everywhere.
+    socket.set_nonblocking(false)?;
+    busy.fetch_add(1, Ordering::AcqRel);
+    let supervisor = Arc::clone(supervisor);
+    let busy = Arc::clone(busy);
+    super::spawn("request", move || {
+        if let Err(error) = converse(&supervisor, &Channel::new(socket)) {
+            tracing::debug!(%error, "a caller left");
+        }
+        *lock(&supervisor.last_request) = Instant::now();
+        busy.fetch_sub(1, Ordering::AcqRel);
+    })
+}
+
+fn converse(supervisor: &Supervisor, channel: &Channel) -> Result<(), ChannelError> {
+    let (hello, received) = channel.receive::<Hello>()?;
+    let answer = if hello.protocol == PROTOCOL {
+        let mut report = |step: Progress| {
+            // A caller that went away is noticed at the reply.
+            drop(channel.send(&Message::Progress(step), &[]));
+        };
+        answer(supervisor, hello.request, received, &mut report)
+    } else {
+        Err(anyhow::anyhow!(
+            "the running supervisor is another version of coppice: end it with that version's `coppice serve --stop`"
+        ))
+    };
+    match answer {
+        Ok((reply, descriptors)) => {
+            let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+            channel.send(&Message::Reply(Ok(reply)), &borrowed)
+        }
+        Err(error) => {
+            let failure = Failure { message: crate::output::one_line(&error) };
+            channel.send(&Message::Reply(Err(failure)), &[])
+        }
+    }
+}
+
+fn answer(
+    supervisor: &Supervisor,
+    request: Request,
+    received: Vec<OwnedFd>,
+    report: &mut dyn FnMut(Progress),
+) -> Result<Answer> {
+    let reply = match request {
+        Request::Ping => Reply::Pong { pid: std::process::id(), protocol: PROTOCOL },
+        Request::Import { name, stream } => {
+            supervisor.import(&name, stream, &one_file(received)?, report)?
+        }
+        Request::Export { name, part } => {
+            supervisor.export(&name, part, &one_file(received)?, report)?
+        }
+        Request::Snapshots => Reply::Snapshots(supervisor.snapshots()?),
+        Request::Show { name } => Reply::Shown(Box::new(supervisor.show(&name)?)),
+        Request::Tag { name, new } => supervisor.tag(&name, &new)?,
+        Request::RemoveSnapshot { name } => supervisor.remove_snapshot(&name)?,
+        Request::Stats => Reply::Stats(supervisor.stats()?),
+        Request::Check => Reply::Checked(supervisor.check(report)?),
+        Request::Boot(boot) => Reply::Forked(supervisor.boot(&boot, one(received)?)?),
+        Request::Fork(fork) => Reply::Forked(supervisor.fork(&fork, report)?),
+        Request::Snapshot { machine, name } => {
+            let machine = supervisor.table.get(&machine)?;
+            Reply::Captured(supervisor.capture(&machine, name.as_deref())?)
+        }
+        Request::Machines => Reply::Machines(supervisor.machine_lines()?),
+        Request::Agent { machine } => {
+            let (stream, generation) = supervisor.agent_stream(&machine)?;
+            return Ok((Reply::Agent { generation }, vec![stream.into()]));
+        }
+        Request::Connect { machine, port } => return stream(supervisor.connect(&machine, port)?),
+        Request::Logs { machine } => {
+            return Ok((Reply::Stream, vec![supervisor.console(&machine)?.into()]));
+        }
+        Request::Pause { machine } => supervisor.pause(&machine)?,
+        Request::Resume { machine } => supervisor.resume(&machine)?,
+        Request::Stop { machine, kill } => supervisor.stop(&machine, kill)?,
+        Request::RemoveMachine { machine, force } => supervisor.remove_machine(&machine, force)?,
+        Request::DumpMemory { machine } => {
+            let machine = supervisor.table.get(&machine)?;
+            let begun = Instant::now();
+            let bytes = supervisor.dump_memory(&machine, &one_file(received)?)?;
+            Reply::Exported { bytes, seconds: begun.elapsed().as_secs_f64() }
+        }
+        Request::Pools => Reply::Pools(supervisor.pool_lines()?),
+        Request::Shutdown => {
+            ENDING.store(true, Ordering::Release);
+            Reply::Done
+        }
+    };
+    Ok((reply, Vec::new()))
+}
+
+fn stream(socket: UnixStream) -> Result<Answer> {
+    Ok((Reply::Stream, vec![socket.into()]))
+}
+
+fn one(received: Vec<OwnedFd>) -> Result<OwnedFd> {
+    let [only] = <[OwnedFd; 1]>::try_from(received)
+        .map_err(|received| anyhow::anyhow!("expected one file, got {}", received.len()))?;
+    Ok(only)
+}
+
+fn one_file(received: Vec<OwnedFd>) -> Result<File> {
+    match one(received) {
+        Ok(descriptor) => Ok(File::from(descriptor)),
+        Err(error) => bail!(error),
+    }
+}

@@ -1,0 +1,150 @@
+//! The machines of a store, by name.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Result, bail};
+
+use super::machine::{Machine, lock};
+
+/// Longest machine name; it becomes a folder and a host name.
+const NAME_MAX: usize = 63;
+
+/// All machines, and the names that are being made.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    slots: Mutex<BTreeMap<String, Option<Arc<Machine>>>>,
+}
+
+/// A name that nobody else can take; given back on drop unless it is filled.
+#[derive(Debug)]
+pub(crate) struct Reserved<'a> {
+    table: &'a Table,
+    pub(crate) name: String,
+    filled: bool,
+}
+
+impl Table {
+    /// Takes a name for a machine that is about to be made.
+    pub(crate) fn reserve(&self, name: &str) -> Result<Reserved<'_>> {
+        check_name(name)?;
+        let mut slots = lock(&self.slots);
+        if slots.contains_key(name) {
+            bail!(
+                "a machine named {name} exists already: choose another --name, or remove it with `coppice rm {name}`"
+            );
+        }
+        slots.insert(name.to_owned(), None);
+        Ok(Reserved { table: self, name: name.to_owned(), filled: false })
+    }
+
+    /// The first `count` free names `PREFIX-1`, `PREFIX-2`, …
+    pub(crate) fn reserve_series(&self, prefix: &str, count: u32) -> Result<Vec<Reserved<'_>>> {
+        let mut reserved = Vec::new();
+        let mut number = 1u64;
+        while reserved.len() < usize::try_from(count)? {
+            let name = format!("{prefix}-{number}");
+            check_name(&name)?;
+            number += 1;
+            if !lock(&self.slots).contains_key(&name) {
+                reserved.push(self.reserve(&name)?);
+            }
+        }
+        Ok(reserved)
+    }
+
+    /// A machine by its name.
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<Machine>> {
+        lock(&self.slots).get(name).cloned().flatten()
+    }
+
+    /// A machine by its name, or an error that says what to do.
+    pub(crate) fn get(&self, name: &str) -> Result<Arc<Machine>> {
+        match self.find(name) {
+            Some(machine) => Ok(machine),
+            None => bail!("there is no machine named {name}: `coppice ps` lists them"),
+        }
+    }
+
+    /// All machines by name.
+    pub(crate) fn list(&self) -> Vec<Arc<Machine>> {
+        lock(&self.slots).values().flatten().cloned().collect()
+    }
+
+    /// Whether nothing is here and nothing is being made.
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.slots).is_empty()
+    }
+
+    /// Forgets a machine.
+    pub(crate) fn remove(&self, name: &str) {
+        lock(&self.slots).remove(name);
+    }
+
+    /// Adds a machine that was found on disk.
+    pub(crate) fn restore(&self, machine: Machine) {
+        lock(&self.slots).insert(machine.name.clone(), Some(Arc::new(machine)));
+    }
+}
+
+impl Reserved<'_> {
+    /// Puts the machine in its place.
+    pub(crate) fn fill(mut self, machine: Arc<Machine>) {
+        self.filled = true;
+        lock(&self.table.slots).insert(self.name.clone(), Some(machine));
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if !self.filled {
+            self.table.remove(&self.name);
+        }
+    }
+}
+
+/// A machine's name must do as a folder and as a host name.
+fn check_name(name: &str) -> Result<()> {
+    let fits = !name.is_empty()
+        && name.len() <= NAME_MAX
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.');
+    if !fits {
+        bail!(
+            "{name:?} cannot name a machine: use 1 to {NAME_MAX} letters, digits, '-', '_' or '.', starting with a letter or digit"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_taken_until_its_reservation_is_dropped() {
+        let table = Table::default();
+        let first = table.reserve("web").unwrap();
+        assert!(table.reserve("web").unwrap_err().to_string().contains("exists already"));
+        drop(first);
+        assert!(table.is_empty());
+        table.reserve("web").unwrap();
+    }
+
+    #[test]
+    fn a_series_skips_names_in_use() {
+        let table = Table::default();
+        let _second = table.reserve("a-2").unwrap();
+        let names: Vec<String> =
+            table.reserve_series("a", 3).unwrap().iter().map(|r| r.name.clone()).collect();
+        assert_eq!(names, ["a-1", "a-3", "a-4"]);
+    }
+
+    #[test]
+    fn a_name_cannot_leave_its_folder() {
+        let table = Table::default();
+        for bad in ["", "..", "a/b", "-x", "a b", &"x".repeat(64)] {
+            assert!(table.reserve(bad).is_err(), "{bad:?}");
+        }
+    }
+}
