@@ -38,11 +38,7 @@ pub struct Steps {
 impl Steps {
     /// All of it.
     pub fn total_ns(&self) -> u64 {
-        self.create_vm_ns
-            + self.map_ns
-            + self.memslot_ns
-            + self.vcpu_ns
-            + self.first_instruction_ns
+        self.create_vm_ns + self.map_ns + self.memslot_ns + self.vcpu_ns + self.first_instruction_ns
     }
 }
 
@@ -135,6 +131,11 @@ impl Assembly {
         let memory = map()?;
         self.steps.map_ns = watch.lap_ns();
         Ok(self.memory.insert(memory))
+    }
+
+    /// The memory, once it is mapped.
+    pub fn memory(&self) -> Option<&Mapping> {
+        self.memory.as_ref()
     }
 
     /// Sets the memslot, makes the vCPU and runs its first instruction.
