@@ -38,7 +38,7 @@ pub use ingest::{
     CommitOptions, Committed, ImageWriter, ImportKind, ImportOptions, ImportReport, Progress,
     Session, tree_root_of,
 };
-pub use io::{Access, Disk, DiskFile, Listed};
+pub use io::{Access, Counts, Disk, DiskFile, Faults, Listed, SimDisk};
 pub use read::{Extent, Fetched, FrameRef, ImageReader, Location, PageMap, PageReader};
 pub use settings::{IndexKind, Settings};
 pub use store::{Stats, Store};

@@ -2,6 +2,7 @@
 //! a content-addressed store, page by page, shared by all their forks.
 
 mod devices;
+pub mod fault;
 pub mod host;
 mod memory;
 pub mod protocol;
@@ -9,4 +10,7 @@ pub mod sys;
 mod vcpu;
 mod vm;
 
+pub use fault::{PagerError, pager_main};
+pub use sys::pagemap::{PageCounts, Pagemap, PagemapError};
+pub use sys::remote_memory::{RemoteMemory, RemoteMemoryError};
 pub use vm::vmm_main;

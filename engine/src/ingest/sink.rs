@@ -18,7 +18,7 @@ use crate::pack::{FrameKind, ObjectKind, PackWriter, frame};
 use crate::settings::Settings;
 use crate::tree::patch::Patch;
 use crate::tree::{Node, NodeSink, NodeSource, RootRecord};
-use crate::units::{PAGE_LEN, to_u64};
+use crate::units::{PAGE_LEN, to_u64, to_usize};
 
 /// Full frames that wait before they are compressed together.
 const WAITING_FRAMES: usize = 64;
@@ -102,12 +102,19 @@ impl Sink {
             if missing && self.unpublished.insert(key) {
                 self.pages.put_page(key, *page);
                 self.totals.new_bytes += to_u64(PAGE_LEN);
-                if self.pages.full_count() >= WAITING_FRAMES {
+                if self.pages.full_count() >= self.waiting_frames() {
                     self.flush_pages()?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Full frames that may wait, so that small packs stay small.
+    fn waiting_frames(&self) -> usize {
+        let pages_per_frame = self.settings.frame_len_max / PAGE_LEN;
+        let objects_max = to_usize(u64::from(self.settings.pack_objects_max));
+        (objects_max / pages_per_frame).clamp(1, WAITING_FRAMES)
     }
 
     /// Ends the frame of pages, so that images do not share frames.
@@ -121,7 +128,7 @@ impl Sink {
         let full = self.pack.as_ref().is_some_and(|pack| {
             let directory = pack.directory();
             directory.content_len >= self.settings.pack_len_max
-                || directory.keys.len() >= self.settings.pack_objects_max as usize
+                || directory.keys.len() >= to_usize(u64::from(self.settings.pack_objects_max))
         });
         if full { self.seal() } else { Ok(()) }
     }

@@ -7,6 +7,7 @@
 
 mod real;
 mod ring;
+mod sim;
 
 use std::fmt::Debug;
 use std::fs::File;
@@ -14,6 +15,7 @@ use std::io;
 
 pub(crate) use real::RealDisk;
 pub(crate) use ring::read_exact_at;
+pub use sim::{Counts, Faults, SimDisk};
 
 /// What an open file may be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

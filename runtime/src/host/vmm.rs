@@ -12,6 +12,8 @@ use super::process::Program;
 use crate::protocol::{
     MachineConfig, PageRun, Region, Start, VmmEvent, VmmMessage, VmmReply, VmmRequest,
 };
+use crate::sys::pagemap::Pagemap;
+use crate::sys::remote_memory::RemoteMemory;
 
 /// The handle of a machine's process. Dropping it kills the process.
 #[derive(Debug)]
@@ -29,10 +31,10 @@ pub struct Built {
     pub regions: Vec<Region>,
     /// The userfaultfd of its pooled mappings, for the page server.
     pub userfault: OwnedFd,
-    /// Its `/proc/self/pagemap`.
-    pub pagemap: OwnedFd,
-    /// Its `/proc/self/mem`.
-    pub memory: OwnedFd,
+    /// Its page tables.
+    pub pagemap: Pagemap,
+    /// Its address space.
+    pub memory: RemoteMemory,
 }
 
 /// Everything of a paused machine that is neither memory nor disk contents.
@@ -77,6 +79,7 @@ impl Vmm {
         let VmmReply::Built { regions } = reply else { return Err(self.peer.out_of_turn()) };
         let [userfault, pagemap, memory] =
             <[OwnedFd; 3]>::try_from(received).map_err(|_| self.peer.out_of_turn())?;
+        let (pagemap, memory) = (Pagemap::new(pagemap), RemoteMemory::new(memory));
         Ok(Built { regions, userfault, pagemap, memory })
     }
 

@@ -6,3 +6,8 @@ pub(crate) mod event;
 pub(crate) mod kick;
 pub(crate) mod kvm;
 pub(crate) mod mapping;
+pub(crate) mod memfd;
+pub mod pagemap;
+pub mod remote_memory;
+pub(crate) mod side;
+pub mod userfault;

@@ -5,7 +5,7 @@ use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY,
     kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
 };
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
 use crate::sys::kvm::{KvmError, call};
@@ -14,16 +14,14 @@ use crate::sys::kvm::{KvmError, call};
 const IDENTITY_MAP: u64 = 0xfffb_c000;
 const TSS: usize = 0xfffb_d000;
 
-/// Makes a VM with its chips, without memory and vCPUs.
-pub(super) fn make(kvm: &Kvm) -> Result<VmFd, KvmError> {
-    let vm = kvm.create_vm().map_err(call("KVM_CREATE_VM"))?;
+/// Makes the chips of a VM that has no vCPUs yet.
+pub(super) fn make(vm: &VmFd) -> Result<(), KvmError> {
     vm.set_identity_map_address(IDENTITY_MAP).map_err(call("KVM_SET_IDENTITY_MAP_ADDR"))?;
     vm.set_tss_address(TSS).map_err(call("KVM_SET_TSS_ADDR"))?;
     vm.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
     // The speaker port is read while the kernel calibrates its clocks.
     let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..<_>::default() };
-    vm.create_pit2(config).map_err(call("KVM_CREATE_PIT2"))?;
-    Ok(vm)
+    vm.create_pit2(config).map_err(call("KVM_CREATE_PIT2"))
 }
 
 /// The state of all chips.

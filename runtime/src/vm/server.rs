@@ -56,7 +56,20 @@ impl Ending {
     }
 }
 
+/// Ends the process when the supervisor closes its end, even while the server
+/// waits for a page that nobody will send any more.
+fn end_with_supervisor(channel: &Channel) -> Result<(), ChannelError> {
+    let socket = channel.try_clone()?.into_socket();
+    std::thread::Builder::new().name("watch".to_owned()).spawn(move || {
+        let mut fds = [PollFd::new(&socket, PollFlags::RDHUP)];
+        while poll(&mut fds, None) == Err(Errno::INTR) {}
+        std::process::exit(0);
+    })?;
+    Ok(())
+}
+
 fn serve(channel: &Channel) -> Result<(), ChannelError> {
+    end_with_supervisor(channel)?;
     let wake = EventFd::new(EFD_NONBLOCK)?;
     let ending = Arc::new(Ending { end: Mutex::new(None), wake });
     let teller = Arc::clone(&ending);

@@ -68,6 +68,11 @@ impl Process {
         }
     }
 
+    /// Asks without waiting for the answer.
+    pub(crate) fn send(&mut self, request: &VmmRequest) {
+        self.channel().send(request, &[]).unwrap();
+    }
+
     pub(crate) fn next_event(&mut self) -> VmmEvent {
         if !self.events.is_empty() {
             return self.events.remove(0);
@@ -104,8 +109,9 @@ pub(crate) struct Machine {
     disk: File,
     overlay: File,
     log: tempfile::NamedTempFile,
-    regions: Vec<Region>,
+    pub(crate) regions: Vec<Region>,
     memory: File,
+    pub(crate) uffd: OwnedFd,
 }
 
 /// A paused machine, complete.
@@ -134,6 +140,13 @@ impl Machine {
         Self::build(snapshot.config.clone(), start, &snapshot.disk, &snapshot.memory)
     }
 
+    /// Over pools that have no page yet; a pager must fill them.
+    pub(crate) fn restore_lazily(snapshot: &Snapshot) -> Self {
+        let start = Start::Restore { state: snapshot.state.clone() };
+        let (disk, memory) = (empty_like(&snapshot.disk), empty_like(&snapshot.memory));
+        Self::build(snapshot.config.clone(), start, &disk, &memory)
+    }
+
     fn build(config: MachineConfig, start: Start, disk: &File, image: &File) -> Self {
         let mut process = Process::start();
         let log = tempfile::NamedTempFile::new().unwrap();
@@ -148,9 +161,9 @@ impl Machine {
         let (reply, handed) = process.ask(&request, &descriptors).expect("the machine is built");
         println!("built: {:?}", start.elapsed());
         let VmmReply::Built { regions } = reply else { panic!("{reply:?}") };
-        let [_uffd, _pagemap, memory] = <[OwnedFd; 3]>::try_from(handed).unwrap();
+        let [uffd, _pagemap, memory] = <[OwnedFd; 3]>::try_from(handed).unwrap();
         let disk = disk.try_clone().unwrap();
-        Self { process, config, disk, overlay, log, regions, memory: memory.into() }
+        Self { process, config, disk, overlay, log, regions, memory: memory.into(), uffd }
     }
 
     pub(crate) fn resume(&mut self) -> u64 {
@@ -164,8 +177,14 @@ impl Machine {
     }
 
     pub(crate) fn pause(&mut self) {
-        let request = VmmRequest::Pause { deadline_ms: 10_000 };
-        assert_eq!(self.process.ask(&request, &[]).unwrap().0, VmmReply::Paused);
+        self.pause_within(10_000).unwrap();
+    }
+
+    pub(crate) fn pause_within(&mut self, deadline_ms: u64) -> Result<(), String> {
+        let request = VmmRequest::Pause { deadline_ms };
+        let (reply, _) = self.process.ask(&request, &[])?;
+        assert_eq!(reply, VmmReply::Paused);
+        Ok(())
     }
 
     /// Everything of the paused machine.
@@ -244,6 +263,12 @@ pub(crate) fn memfd(bytes: &[u8]) -> File {
     let mut file = File::from(fd);
     file.write_all(bytes).unwrap();
     file
+}
+
+fn empty_like(file: &File) -> File {
+    let empty = memfd(&[]);
+    empty.set_len(file.metadata().unwrap().len()).unwrap();
+    empty
 }
 
 fn read_only(file: &File) -> File {

@@ -8,6 +8,7 @@ use coppice_runtime::protocol::VmmEvent;
 
 use crate::guest::{CMDLINE, guest, pattern_sum};
 use crate::harness::{Machine, Snapshot};
+use crate::lazy;
 
 fn boot_and_use() -> Option<Machine> {
     let guest = guest()?;
@@ -104,6 +105,9 @@ fn a_machine_continues_elsewhere_and_diverges() {
     assert_ne!(child.tell("random"), sibling.tell("random"));
     assert_eq!(sibling.tell("sum /pattern"), pattern_sum());
 
+    lazy::arrives_page_by_page(&snapshot);
+    lazy::pauses_without_the_page_server(&snapshot);
+    lazy::ends_while_a_page_is_missing(&snapshot);
     grandchild(&mut child);
     ends(&mut parent);
 }
@@ -118,7 +122,7 @@ fn grandchild(child: &mut Machine) {
     let after: u64 = grandchild.tell("clock").parse().unwrap();
     assert!(after >= before, "the guest's clock went back from {before} to {after}");
     echo(&mut grandchild, 300_000);
-    grandchild.process.abandon();
+    assert!(grandchild.process.abandon().success(), "it ends with its supervisor");
 }
 
 fn ends(machine: &mut Machine) {

@@ -5,5 +5,7 @@
 
 mod guest;
 mod harness;
+mod lazy;
 mod lifecycle;
+mod pager;
 mod refusals;

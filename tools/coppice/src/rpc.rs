@@ -135,6 +135,8 @@ pub(crate) enum Reply {
     Captured(Captured),
     Machines(Vec<MachineLine>),
     Stream,
+    /// The stream wants this generation in its greeting.
+    Agent { generation: u64 },
     Pools(Pools),
 }
 

@@ -10,6 +10,8 @@ mod block;
 mod prefault;
 mod rng;
 mod segments;
+#[cfg(test)]
+mod testing;
 mod transport;
 mod vsock;
 mod worker;

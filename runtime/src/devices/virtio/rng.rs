@@ -58,3 +58,30 @@ fn fill(transport: &Transport, buffers: &Buffers) -> Result<u32, Broken> {
     buffers.writable.write(transport.memory(), 0, &bytes)?;
     Ok(len)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::virtio::testing::{BUFFERS, Driver, WRITE};
+
+    #[test]
+    fn buffers_are_filled_and_never_more_than_a_page() {
+        let driver = Driver::new(Rng::identity());
+        driver.offer(0, 0, &[(BUFFERS, 64, WRITE)]);
+        driver.offer(0, 1, &[(BUFFERS + 64, 1 << 20, WRITE)]);
+        driver.offer(0, 2, &[(0, 0, WRITE)]);
+        step(&driver.transport);
+        assert_eq!(driver.used(0), [(0, 64), (1, 4096), (2, 0)]);
+        assert_ne!(driver.get(BUFFERS, 64), [0; 64]);
+        assert_eq!(driver.get(BUFFERS + 64 + 4096, 64), [0; 64]);
+    }
+
+    #[test]
+    fn a_buffer_outside_memory_stops_the_device() {
+        let driver = Driver::new(Rng::identity());
+        driver.offer(0, 0, &[(u64::MAX - 10, 64, WRITE)]);
+        step(&driver.transport);
+        assert!(driver.needs_reset());
+        assert_eq!(driver.used(0), []);
+    }
+}

@@ -18,6 +18,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 mod registers;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use state::{TransportError, TransportState};
 

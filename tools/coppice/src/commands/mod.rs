@@ -1,14 +1,17 @@
 //! The commands, one function each.
 
 mod copy;
-mod exec;
+pub(crate) mod exec;
 mod machines;
 mod store;
 
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use coppice_runtime::sys::channel::Channel;
 
 use crate::cli::{Cli, Command, Serve};
 use crate::client::Client;
@@ -19,8 +22,8 @@ use crate::supervisor::{self, paths::Paths};
 /// Runs one command and says how it ended.
 pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     match &cli.command {
-        Command::InternalVmm => return Ok(coppice_runtime::vmm_process()),
-        Command::InternalPager => return Ok(coppice_runtime::pager_process()),
+        Command::InternalVmm => return internal(coppice_runtime::vmm_main),
+        Command::InternalPager => return internal(page_server),
         _ => {}
     }
     let folder = cli.store.clone().map_or_else(default_store, Ok)?;
@@ -64,17 +67,46 @@ fn dispatch(client: &Client, command: Command, out: Output) -> Result<ExitCode> 
     Ok(ExitCode::SUCCESS)
 }
 
+/// Becomes a process that the supervisor started, joined to it by the channel
+/// on standard input.
+fn internal(main: impl FnOnce(Channel) -> ExitCode) -> Result<ExitCode> {
+    log_to_stderr();
+    let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
+    Ok(main(Channel::new(UnixStream::from(socket))))
+}
+
+fn page_server(channel: Channel) -> ExitCode {
+    match coppice_runtime::pager_main(channel) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("page server: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log_to_stderr() {
+    tracing_subscriber::fmt()
+        .with_env_filter(log_filter())
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+}
+
+/// Standard error of a supervisor is kept for why it could not start.
+fn log_to_stdout() {
+    tracing_subscriber::fmt().with_env_filter(log_filter()).with_ansi(false).init();
+}
+
+fn log_filter() -> tracing_subscriber::EnvFilter {
+    tracing_subscriber::EnvFilter::try_from_env("COPPICE_LOG").unwrap_or_else(|_| "info".into())
+}
+
 fn serve(folder: PathBuf, options: &Serve) -> Result<ExitCode> {
     if options.stop {
         return stop_serving(folder);
     }
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("COPPICE_LOG")
-                .unwrap_or_else(|_| "info".into()),
-        )
-        .with_ansi(false)
-        .init();
+    log_to_stdout();
     supervisor::serve(Paths::new(folder)?, options.background)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::{BufReader, Seek};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -94,7 +95,7 @@ impl Demonstration<'_> {
     /// Starts the process and tells it a word that is nowhere else.
     fn give_it_state(&mut self) -> Result<String> {
         self.say("starting a Python process that keeps its state in memory");
-        send_file(&self.client, PARENT, PROGRAM.as_bytes(), KEEPER_PATH, 0o644)?;
+        send_file(&self.client, PARENT, PROGRAM.as_bytes(), KEEPER_PATH)?;
         let start = format!("python3 {KEEPER_PATH} {PORT} >/root/keeper.log 2>&1 </dev/null &");
         self.run(PARENT, &["sh", "-c", &start])?;
         let mut keeper = Keeper::wait(&self.client, PARENT, KEEPER_LIMIT)?;
@@ -376,7 +377,8 @@ impl Demonstration<'_> {
         let file = File::options().read(true).write(true).create_new(true).open(&path)?;
         let request = Request::DumpMemory { machine: "still".to_owned() };
         self.client.ask(request, &with_file(&file), &mut |_| {})?;
-        let found = coppice_engine::root_of(&file)?.to_string();
+        (&file).rewind()?;
+        let found = coppice_engine::tree_root_of(BufReader::new(&file))?.root.to_string();
         std::fs::remove_file(&path)?;
         let reply = self.client.call(Request::Show { name: INSTANT.to_owned() })?;
         let Reply::Shown(shown) = reply else { return unexpected(&reply) };

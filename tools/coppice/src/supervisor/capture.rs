@@ -4,15 +4,13 @@
 //! the store; it goes on before the store makes them durable. A failure at any
 //! point leaves the machine running and the store as it was.
 
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use coppice_engine::{
-    Commit, ErrorKind, ImageRef, ImageWriter, Name, Role, Session, SnapshotRecord,
+    CommitOptions, ErrorKind, ImageRef, ImageWriter, Name, Role, Session, SnapshotRecord,
 };
 use coppice_runtime::protocol::{Content, PAGE_SIZE, PageRun, Region};
-use coppice_runtime::sys::{pagemap, remote_memory};
 
 use super::Supervisor;
 use super::machine::{Lineage, Live, Machine, State, lock};
@@ -39,13 +37,13 @@ impl Supervisor {
         let live = alive(machine)?;
         let was_running = machine.state() == State::Running;
         let lineage = lock(&machine.lineage).clone();
-        let session = self.store.begin()?;
+        let mut session = self.store.begin()?;
 
         let paused = Instant::now();
         if was_running {
             live.vmm.pause(PAUSE_LIMIT)?;
         }
-        let gathered = gather(&live, &lineage, &session, machine.config.memory_bytes);
+        let gathered = gather(&live, &lineage, &mut session, machine.config.memory_bytes);
         if was_running {
             live.vmm.resume().context("the machine was captured but cannot go on")?;
         }
@@ -57,9 +55,9 @@ impl Supervisor {
             config: super::config::encode(&machine.config)?,
             parent: lineage.snapshot,
         };
-        let commit = Commit { name, created_unix_ms: super::clock::unix_ms()? };
+        let commit = CommitOptions { name, ..CommitOptions::default() };
         let name = commit.name.as_ref().map(ToString::to_string);
-        let committed = session.commit(record, commit)?;
+        let committed = session.commit(&record, commit)?;
         *lock(&machine.lineage) = next_lineage(&gathered, committed.id)?;
         Ok(Captured {
             id: committed.id.to_string(),
@@ -101,7 +99,7 @@ impl Supervisor {
             while done < region.len {
                 let len = usize::try_from(region.len - done)?.min(BATCH);
                 let piece = &mut buffer[..len];
-                remote_memory::read(live.built.memory.as_fd(), region.address + done, piece)?;
+                live.built.memory.read(region.address + done, piece)?;
                 out.write_all_at(piece, region.offset + done)?;
                 done += u64::try_from(len)?;
             }
@@ -125,7 +123,12 @@ pub(crate) fn alive(machine: &Machine) -> Result<std::sync::Arc<Live>> {
     }
 }
 
-fn gather(live: &Live, lineage: &Lineage, session: &Session, memory: u64) -> Result<Gathered> {
+fn gather(
+    live: &Live,
+    lineage: &Lineage,
+    session: &mut Session,
+    memory: u64,
+) -> Result<Gathered> {
     let saved = live.vmm.save()?;
     let (image, mut dirty_pages) = capture_memory(live, lineage, session, memory)?;
     let mut images = vec![(Role::Memory, image)];
@@ -144,18 +147,18 @@ fn gather(live: &Live, lineage: &Lineage, session: &Session, memory: u64) -> Res
 fn capture_memory(
     live: &Live,
     lineage: &Lineage,
-    session: &Session,
+    session: &mut Session,
     len: u64,
 ) -> Result<(ImageRef, u64)> {
     let mut writer = session.image(len, lineage.memory.as_ref())?;
     let mut pages = 0;
     for region in memory_regions(live) {
-        let runs = pagemap::dirty(live.built.pagemap.as_fd(), region.address, region.len)?;
+        let runs = live.built.pagemap.dirty(region.address..region.address + region.len)?;
         for run in runs {
             let first = region.offset / PAGE_SIZE + run.first;
             let address = region.address + run.first * PAGE_SIZE;
             let read = |offset: u64, piece: &mut [u8]| {
-                Ok(remote_memory::read(live.built.memory.as_fd(), address + offset, piece)?)
+                Ok(live.built.memory.read(address + offset, piece)?)
             };
             write_run(&mut writer, PageRun { first, count: run.count }, len, read)?;
             pages += run.count;
@@ -166,7 +169,7 @@ fn capture_memory(
 
 /// A disk as its base image with the overlay's blocks on top.
 fn capture_disk(
-    session: &Session,
+    session: &mut Session,
     base: &ImageRef,
     overlay: &std::fs::File,
     runs: &[PageRun],
@@ -221,7 +224,7 @@ fn memory_regions(live: &Live) -> Vec<Region> {
 /// pages that differ from the machine's origin.
 fn next_lineage(gathered: &Gathered, id: coppice_engine::SnapshotId) -> Result<Lineage> {
     let image = |role| {
-        gathered.images.iter().find(|(r, _)| *r == role).map(|(_, image)| image.clone())
+        gathered.images.iter().find(|(r, _)| *r == role).map(|(_, image)| *image)
     };
     let disks = (0u16..).map_while(|index| image(Role::Disk(index))).collect();
     Ok(Lineage { snapshot: Some(id), memory: image(Role::Memory), disks })

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use coppice_engine::{CheckReport, Entry, ErrorKind, ImageRef, ImportKind, ImportOptions, Role};
+use coppice_engine::{CheckReport, Damage, Entry, ErrorKind, ImageRef, ImportKind, ImportOptions, Role};
 
 use super::Supervisor;
 use super::launch::find_image;
@@ -27,12 +27,12 @@ impl Supervisor {
     ) -> Result<Reply> {
         let name = self.free_name(name)?;
         let kind = if stream { ImportKind::Stream } else { ImportKind::Disk };
-        let options = ImportOptions { kind, created_unix_ms: super::clock::unix_ms()? };
-        let done = self.store.import(input, &name, &options, &mut |step| {
+        let options = ImportOptions { kind, ..ImportOptions::default() };
+        let done = self.store.import(input, name, options, &mut |step| {
             report(bytes_step("importing", step));
         })?;
         Ok(Reply::Imported(Imported {
-            name: name.to_string(),
+            name: done.name.to_string(),
             id: done.id.to_string(),
             root: done.root.to_string(),
             logical_bytes: done.logical_bytes,
@@ -60,7 +60,7 @@ impl Supervisor {
 
     /// The catalog.
     pub(crate) fn snapshots(&self) -> Result<Vec<SnapshotLine>> {
-        Ok(self.store.snapshots()?.iter().flat_map(lines).collect())
+        Ok(self.store.snapshots().iter().flat_map(lines).collect())
     }
 
     /// One snapshot.
@@ -75,7 +75,7 @@ impl Supervisor {
                     part: part_name(*role),
                     root: image.root.to_string(),
                     logical_bytes: image.len,
-                    data_bytes: self.store.data_bytes(image)?,
+                    data_bytes: self.store.page_map(image)?.stored_pages() * 4096,
                 })
             })
             .collect::<Result<_>>()?;
@@ -99,7 +99,7 @@ impl Supervisor {
     pub(crate) fn tag(&self, name: &str, new: &str) -> Result<Reply> {
         let id = self.find(name)?.id;
         let new = self.free_name(new)?;
-        self.store.tag(&id, &new)?;
+        self.store.tag(&id.to_string(), new)?;
         Ok(Reply::Done)
     }
 
@@ -112,7 +112,7 @@ impl Supervisor {
 
     /// The store's totals.
     pub(crate) fn stats(&self) -> Result<StoreStats> {
-        let stats = self.store.stats()?;
+        let stats = self.store.stats();
         Ok(StoreStats {
             logical_bytes: stats.logical_bytes,
             unique_bytes: stats.unique_bytes,
@@ -136,7 +136,10 @@ impl Supervisor {
             bail!("the machine state is {} bytes long, which cannot be right", image.len);
         }
         let mut bytes = vec![0; usize::try_from(image.len)?];
-        self.store.reader(image)?.read_at(0, &mut bytes)?;
+        let got = self.store.reader(image)?.read_at(0, &mut bytes)?;
+        if got != bytes.len() {
+            bail!("the machine state ends after {got} of {} bytes", bytes.len());
+        }
         Ok(bytes)
     }
 
@@ -154,25 +157,43 @@ impl Supervisor {
 }
 
 fn bytes_step(what: &str, step: coppice_engine::Progress) -> Progress {
-    Progress { what: what.to_owned(), done: step.done, total: step.total, bytes: true }
+    Progress {
+        what: what.to_owned(),
+        done: step.done,
+        total: step.total.unwrap_or(0),
+        bytes: true,
+    }
 }
 
 fn checked(found: &CheckReport, seconds: f64) -> Checked {
     Checked {
-        ok: found.problems.is_empty(),
+        ok: found.is_clean(),
         packs: found.packs,
         chunks: found.chunks,
         bytes: found.bytes,
         seconds,
         problems: found
-            .problems
+            .damages
             .iter()
-            .map(|problem| Problem {
-                what: problem.to_string(),
-                snapshots: problem.snapshots.clone(),
+            .map(|damage| Problem {
+                what: damage_line(damage),
+                snapshots: damage.snapshots.iter().cloned().collect(),
             })
             .collect(),
     }
+}
+
+fn damage_line(damage: &Damage) -> String {
+    let mut line = match (damage.pack, damage.offset) {
+        (Some(pack), Some(offset)) => format!("pack {pack} at byte {offset}: {}", damage.problem),
+        (Some(pack), None) => format!("pack {pack}: {}", damage.problem),
+        _ => damage.problem.clone(),
+    };
+    if !damage.objects.is_empty() {
+        let objects: Vec<&str> = damage.objects.iter().map(String::as_str).collect();
+        line.push_str(&format!("; chunk {}", objects.join(", ")));
+    }
+    line
 }
 
 fn choose(entry: &Entry, part: Part) -> Option<ImageRef> {

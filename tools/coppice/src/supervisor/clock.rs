@@ -20,11 +20,6 @@ pub(crate) fn realtime_ns() -> Result<u64> {
     Ok(u64::try_from(since.as_nanos())?)
 }
 
-/// Wall clock in milliseconds since 1970.
-pub(crate) fn unix_ms() -> Result<u64> {
-    Ok(realtime_ns()? / 1_000_000)
-}
-
 /// A number for a new identity that no snapshot can hold yet: identities are
 /// made one after the other, and the wall clock is strictly later than any
 /// instant that was captured before.

@@ -356,7 +356,7 @@ fn check_shape(boot: &Boot) -> Result<()> {
 
 /// The image in one of a snapshot's places.
 pub(crate) fn find_image(entry: &Entry, role: Role) -> Option<ImageRef> {
-    entry.record.images.iter().find(|(r, _)| *r == role).map(|(_, image)| image.clone())
+    entry.record.image(role).copied()
 }
 
 /// A machine name made from a snapshot's, which may hold other characters.

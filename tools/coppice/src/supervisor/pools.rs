@@ -82,7 +82,7 @@ impl Open {
     fn make(&mut self, image: &ImageRef, store: &Store, pager: &Pager) -> Result<Pool> {
         let map = store.page_map(image).context("cannot locate the pages of an image")?;
         for pack in map.packs() {
-            let number = pack.get();
+            let number = pack.0;
             if self.packs.contains(&number) {
                 continue;
             }
@@ -96,7 +96,7 @@ impl Open {
         let mut table = File::from(rustix::fs::memfd_create("coppice-page-map", flags)?);
         table.write_all(&map.to_bytes())?;
         let memory = pager.open_pool(id, table.as_fd())?;
-        Ok(Pool { id, image: image.clone(), memory })
+        Ok(Pool { id, image: *image, memory })
     }
 
     fn close_idle(&mut self, pager: &Pager) {

@@ -109,25 +109,10 @@ fn converse(supervisor: &Supervisor, channel: &Channel) -> Result<(), ChannelErr
             channel.send(&Message::Reply(Ok(reply)), &borrowed)
         }
         Err(error) => {
-            let failure = Failure { message: one_line(&error) };
+            let failure = Failure { message: crate::output::one_line(&error) };
             channel.send(&Message::Reply(Err(failure)), &[])
         }
     }
-}
-
-/// An error and its causes as one line, without saying anything twice.
-fn one_line(error: &anyhow::Error) -> String {
-    let mut line = String::new();
-    for cause in error.chain() {
-        let text = cause.to_string().replace('\n', " ");
-        if line.is_empty() {
-            line = text;
-        } else if !line.contains(&text) {
-            line.push_str(": ");
-            line.push_str(&text);
-        }
-    }
-    line
 }
 
 fn answer(
@@ -157,7 +142,10 @@ fn answer(
             Reply::Captured(supervisor.capture(&machine, name.as_deref())?)
         }
         Request::Machines => Reply::Machines(supervisor.machine_lines()?),
-        Request::Agent { machine } => return stream(supervisor.agent_stream(&machine)?),
+        Request::Agent { machine } => {
+            let (stream, generation) = supervisor.agent_stream(&machine)?;
+            return Ok((Reply::Agent { generation }, vec![stream.into()]));
+        }
         Request::Connect { machine, port } => return stream(supervisor.connect(&machine, port)?),
         Request::Logs { machine } => {
             return Ok((Reply::Stream, vec![supervisor.console(&machine)?.into()]));

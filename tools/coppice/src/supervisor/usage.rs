@@ -1,10 +1,7 @@
 //! What a machine costs, by the kernel's own accounting.
 
-use std::os::fd::AsFd;
-
 use anyhow::{Context, Result};
 use coppice_runtime::protocol::Content;
-use coppice_runtime::sys::pagemap;
 
 use super::machine::Live;
 
@@ -27,9 +24,10 @@ pub(crate) struct Usage {
 pub(crate) fn measure(live: &Live) -> Result<Usage> {
     let mut usage = Usage::default();
     for region in live.built.regions.iter().filter(|r| r.content == Content::Memory) {
-        let counts = pagemap::count(live.built.pagemap.as_fd(), region.address, region.len)?;
-        usage.private_bytes += counts.private_pages * 4096;
-        usage.shared_bytes += counts.shared_pages * 4096;
+        let range = region.address..region.address + region.len;
+        let counts = live.built.pagemap.count(range)?;
+        usage.private_bytes += counts.private * 4096;
+        usage.shared_bytes += counts.shared * 4096;
     }
     let pid = live.vmm.pid();
     usage.pss_bytes = proc_kib(&format!("/proc/{pid}/smaps_rollup"), "Pss:")? * 1024;

@@ -193,3 +193,139 @@ fn buffer(left: u64) -> Vec<u8> {
 fn count(len: u64) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX - 1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Block, step};
+    use super::*;
+    use crate::devices::virtio::testing::{BUFFERS, Descriptor, Driver, WRITE};
+    use crate::protocol::PageRun;
+    use std::fs::File;
+
+    const DATA: u64 = BUFFERS + 0x1000;
+    const STATUS_AT: u64 = BUFFERS + 0x800;
+    const SECTORS: u64 = 2048;
+
+    fn device(read_only: bool) -> (Driver, Disk) {
+        use std::io::Write;
+        let len = SECTORS * SECTOR;
+        let mut pool =
+            File::from(rustix::fs::memfd_create("p", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        let image: Vec<u8> = (0..len).map(|at| (at / SECTOR).to_le_bytes()[0]).collect();
+        pool.write_all(&image).unwrap();
+        let overlay = tempfile::tempfile().unwrap();
+        let disk = Disk::new(len, read_only, &pool, overlay).unwrap();
+        (Driver::new(Block::identity(len, read_only).unwrap()), disk)
+    }
+
+    /// Runs one request and returns its status and the used length.
+    fn run(
+        driver: &Driver,
+        disk: &Disk,
+        kind: u32,
+        sector: u64,
+        data: &[(u64, u32, u16)],
+    ) -> (u8, u32) {
+        let mut header = kind.to_le_bytes().to_vec();
+        header.extend([0; 4]);
+        header.extend(sector.to_le_bytes());
+        driver.put(BUFFERS, &header);
+        driver.put(STATUS_AT, &[0xff]);
+        let mut chain = vec![(BUFFERS, 16, 0)];
+        chain.extend(data);
+        chain.push((STATUS_AT, 1, WRITE));
+        driver.offer(0, 0, &chain);
+        step(&driver.transport, disk);
+        let used = driver.used(0);
+        (driver.get(STATUS_AT, 1)[0], used.last().map_or(0, |(_, len)| *len))
+    }
+
+    #[test]
+    fn reads_writes_and_reads_back() {
+        let (driver, disk) = device(false);
+        assert_eq!(
+            run(&driver, &disk, 0, 5, &[(DATA, 512, WRITE), (DATA + 4096, 512, WRITE)]),
+            (0, 1025)
+        );
+        assert_eq!((driver.get(DATA, 1)[0], driver.get(DATA + 4096, 1)[0]), (5, 6));
+        driver.put(DATA, &[0xaa; 1024]);
+        assert_eq!(run(&driver, &disk, 1, 6, &[(DATA, 1024, 0)]), (0, 1));
+        assert_eq!(disk.overlay_runs(), [PageRun { first: 0, count: 1 }]);
+        assert_eq!(run(&driver, &disk, 0, 5, &[(DATA, 2048, WRITE)]), (0, 2049));
+        let bytes = driver.get(DATA, 2048);
+        assert_eq!((bytes[0], bytes[512], bytes[1535], bytes[1536]), (5, 0xaa, 0xaa, 8));
+    }
+
+    #[test]
+    fn long_requests_go_through_whole() {
+        let (driver, disk) = device(false);
+        let len = u32::try_from(SECTORS * SECTOR).unwrap();
+        assert_eq!(run(&driver, &disk, 0, 0, &[(DATA, len, WRITE)]), (0, len + 1));
+        let bytes = driver.get(DATA, len as usize);
+        assert!(bytes.iter().enumerate().all(|(at, byte)| *byte == (at / 512).to_le_bytes()[0]));
+    }
+
+    #[test]
+    fn identity_flush_and_unknown_requests() {
+        let (driver, disk) = device(false);
+        assert_eq!(run(&driver, &disk, 8, 0, &[(DATA, 20, WRITE)]), (0, 21));
+        assert_eq!(driver.get(DATA, 20), SERIAL);
+        assert_eq!(run(&driver, &disk, 4, 0, &[]), (0, 1));
+        assert_eq!(run(&driver, &disk, 77, 0, &[]), (2, 1));
+    }
+
+    #[test]
+    fn what_lies_outside_the_disk_fails() {
+        let (driver, disk) = device(false);
+        for (kind, sector, flags) in
+            [(0, SECTORS, WRITE), (1, SECTORS, 0), (0, u64::MAX, WRITE), (1, u64::MAX / 512, 0)]
+        {
+            assert_eq!(run(&driver, &disk, kind, sector, &[(DATA, 512, flags)]).0, 1);
+        }
+        assert_eq!(run(&driver, &disk, 0, 0, &[(DATA, 100, WRITE)]).0, 1, "no whole sector");
+        assert_eq!(run(&driver, &disk, 0, 0, &[(DATA, u32::MAX / 2, WRITE)]).0, 1);
+        assert!(!driver.needs_reset());
+    }
+
+    #[test]
+    fn a_read_only_disk_takes_no_writes() {
+        let (driver, disk) = device(true);
+        assert_eq!(run(&driver, &disk, 1, 0, &[(DATA, 512, 0)]).0, 1);
+        assert_eq!(disk.overlay_runs(), []);
+    }
+
+    #[test]
+    fn an_overlay_that_cannot_be_written_is_an_error_for_the_guest() {
+        use std::io::Write;
+        let mut pool =
+            File::from(rustix::fs::memfd_create("p", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        pool.write_all(&[0; 8192]).unwrap();
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let disk = Disk::new(8192, false, &pool, full).unwrap();
+        let driver = Driver::new(Block::identity(8192, false).unwrap());
+        assert_eq!(run(&driver, &disk, 1, 0, &[(DATA, 512, 0)]).0, 1);
+        assert_eq!(disk.overlay_runs(), [], "what was not written is not there");
+    }
+
+    #[test]
+    fn hostile_requests_stop_the_device() {
+        let hostile: [&[Descriptor]; 4] = [
+            // No status, no header, a header outside memory, data outside it.
+            &[(BUFFERS, 16, 0, 0)],
+            &[(BUFFERS, 4, 1, 1), (STATUS_AT, 1, WRITE, 0)],
+            &[(u64::MAX - 4, 16, 1, 1), (STATUS_AT, 1, WRITE, 0)],
+            &[(BUFFERS, 16, 1, 1), (0xf000_0000, 512, WRITE | 1, 2), (STATUS_AT, 1, WRITE, 0)],
+        ];
+        for chain in hostile {
+            let (driver, disk) = device(false);
+            driver.put(BUFFERS, &[0; 16]);
+            for (index, descriptor) in (0..).zip(chain) {
+                driver.describe(0, index, *descriptor);
+            }
+            driver.make_available(0, 0);
+            step(&driver.transport, &disk);
+            assert!(driver.needs_reset(), "{chain:?}");
+            assert_eq!(driver.used(0), []);
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! What a store is worth when the power goes, a write fails or a flush fails,
+//! at every possible moment of a run.
+
+mod power;
+mod trouble;
+mod workload;

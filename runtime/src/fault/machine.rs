@@ -1,0 +1,90 @@
+//! A machine whose faults are served.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::pool::Pool;
+use crate::protocol::{MachineFaults, MachineKey, PAGE_SIZE, PoolId, Region};
+use crate::sys::userfault::Userfault;
+
+/// A mapping of a pool in a machine's process.
+#[derive(Debug)]
+pub(super) struct Mapped {
+    pub(super) pool: Arc<Pool>,
+    pub(super) region: Region,
+}
+
+/// An attached machine. What it counts is only ever added to.
+#[derive(Debug)]
+pub(super) struct Machine {
+    pub(super) key: MachineKey,
+    pub(super) userfault: Userfault,
+    mapped: Vec<Mapped>,
+    pub(super) faults: AtomicU64,
+    pub(super) store_faults: AtomicU64,
+    pub(super) pages_installed: AtomicU64,
+}
+
+impl Machine {
+    pub(super) fn new(key: MachineKey, userfault: Userfault, mapped: Vec<Mapped>) -> Self {
+        Self {
+            key,
+            userfault,
+            mapped,
+            faults: AtomicU64::new(0),
+            store_faults: AtomicU64::new(0),
+            pages_installed: AtomicU64::new(0),
+        }
+    }
+
+    /// The pool and the page that an address shows.
+    pub(super) fn find(&self, address: u64) -> Option<(&Arc<Pool>, u64)> {
+        let hit = self.mapped.iter().find(|mapped| {
+            let start = mapped.region.address;
+            (start..start + mapped.region.len).contains(&address)
+        })?;
+        let offset = address - hit.region.address + hit.region.offset;
+        Some((&hit.pool, offset / PAGE_SIZE))
+    }
+
+    /// One of its pools.
+    pub(super) fn any_pool(&self) -> Option<PoolId> {
+        self.mapped.first().map(|mapped| mapped.pool.id())
+    }
+
+    /// Whether one of its mappings shows this pool.
+    pub(super) fn uses(&self, pool: &Arc<Pool>) -> bool {
+        self.mapped.iter().any(|mapped| Arc::ptr_eq(&mapped.pool, pool))
+    }
+
+    /// Lets the threads that wait for a page try again. The only way this
+    /// fails is that the machine is gone, and then nobody waits.
+    pub(super) fn wake(&self, address: u64) {
+        drop(self.userfault.wake(address, 4096));
+    }
+
+    /// Its counters.
+    pub(super) fn counters(&self) -> MachineFaults {
+        MachineFaults {
+            faults: self.faults.load(Relaxed),
+            store_faults: self.store_faults.load(Relaxed),
+            pages_installed: self.pages_installed.load(Relaxed),
+        }
+    }
+}
+
+/// A thread of a machine that waits for a page.
+#[derive(Debug, Clone)]
+pub(super) struct Waiter {
+    pub(super) machine: Arc<Machine>,
+    /// Start of the page in the machine's process.
+    pub(super) address: u64,
+    /// Index of the page in the image.
+    pub(super) page: u64,
+}
+
+impl Waiter {
+    pub(super) fn wake(&self) {
+        self.machine.wake(self.address);
+    }
+}

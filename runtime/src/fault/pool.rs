@@ -1,0 +1,325 @@
+//! A page pool: the memory of one image, filled page by page.
+//!
+//! Invariants: a set bit means that the page is in the pool's file; a frame
+//! is in the pending table exactly while one thread fetches it or a job for
+//! it lies in the queue; a waiter leaves the table only to be woken or
+//! poisoned. The table's lock is never held across a fetch or an ioctl.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::machine::{Machine, Waiter};
+use super::source::{Extent, FrameKey, Page, PageSource, SourceError};
+use crate::protocol::{PAGE_SIZE, PoolId, PoolStats};
+use crate::sys::memfd::{HugePagesError, PoolFile, refuse_huge_pages};
+use crate::sys::side::{Installed, SideMapping};
+
+/// Why a pool cannot be made or trusted.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PoolError {
+    /// The host would put pages into it unasked.
+    #[error(transparent)]
+    HugePages(#[from] HugePagesError),
+    /// The kernel refused its memory or its userfaultfd.
+    #[error("cannot make a page pool of {len} bytes: {source}")]
+    Memory {
+        /// Wanted length in bytes.
+        len: u64,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Pages are there that were never installed, so guests may have read
+    /// zeros that are not in the image.
+    #[error("{pool:?} holds {allocated} pages, but {installed} were installed; stop its machines")]
+    Foreign {
+        /// Which.
+        pool: PoolId,
+        /// Pages that the kernel holds.
+        allocated: u64,
+        /// Pages that this process installed.
+        installed: u64,
+    },
+}
+
+/// How much more than the page asked for is installed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Budget {
+    /// Pages of the same frame, at most.
+    pub(super) neighbours: u64,
+    /// Pages of zeros: those that lie in an aligned window of this many.
+    pub(super) zero_window: u64,
+}
+
+/// What a fault needs.
+#[derive(Debug)]
+pub(super) enum Arrival {
+    /// Nothing: the page is there.
+    Resident,
+    /// A page of zeros.
+    Zeros,
+    /// Nothing: its frame is being fetched, and the waiter is noted.
+    Joined,
+    /// A fetch, by whoever noted the waiter.
+    Fetch(FrameKey),
+}
+
+/// Waiters whose page has been decided.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    pub(super) woken: Vec<Waiter>,
+    pub(super) lost: Vec<Waiter>,
+    /// A page that is still waited for in the same frame.
+    pub(super) next: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    /// Pages whose installation has begun and not failed.
+    attempted: AtomicU64,
+    installed: AtomicU64,
+    stored: AtomicU64,
+    zero: AtomicU64,
+    frames_read: AtomicU64,
+    bytes_read: AtomicU64,
+}
+
+/// The memory of one image.
+pub(super) struct Pool {
+    id: PoolId,
+    source: Arc<dyn PageSource>,
+    len: u64,
+    pages: u64,
+    file: PoolFile,
+    side: SideMapping,
+    resident: Box<[AtomicU64]>,
+    pending: Mutex<HashMap<FrameKey, Vec<Waiter>>>,
+    budget: Budget,
+    counters: Counters,
+}
+
+impl Pool {
+    /// An empty pool.
+    pub(super) fn new(
+        id: PoolId,
+        source: Arc<dyn PageSource>,
+        budget: Budget,
+    ) -> Result<Self, PoolError> {
+        refuse_huge_pages()?;
+        let len = source.image_len();
+        let failed = |source| PoolError::Memory { len, source };
+        let pages = len.div_ceil(PAGE_SIZE).max(1);
+        let words = usize::try_from(pages.div_ceil(64)).map_err(|_| failed(too_large()))?;
+        let bytes = pages.checked_mul(PAGE_SIZE).ok_or_else(|| failed(too_large()))?;
+        let file = PoolFile::new(bytes).map_err(failed)?;
+        let side = SideMapping::new(&file).map_err(failed)?;
+        let resident = (0..words).map(|_| AtomicU64::new(0)).collect();
+        let pending = Mutex::default();
+        let counters = Counters::default();
+        Ok(Self { id, source, len, pages, file, side, resident, pending, budget, counters })
+    }
+
+    /// Its name.
+    pub(super) fn id(&self) -> PoolId {
+        self.id
+    }
+
+    /// Its length in whole pages.
+    pub(super) fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// Its memory for machines, through which nothing can be written.
+    pub(super) fn read_only(&self) -> io::Result<OwnedFd> {
+        self.file.read_only()
+    }
+
+    /// Decides what a fault needs, and notes the waiter if it has to wait.
+    pub(super) fn arrive(&self, waiter: &Waiter) -> Arrival {
+        if self.is_resident(waiter.page) {
+            return Arrival::Resident;
+        }
+        let Extent::Stored(frame) = self.source.extent(waiter.page) else {
+            return Arrival::Zeros;
+        };
+        let mut pending = self.pending();
+        // Whoever fetched it marked it before leaving the table.
+        if self.is_resident(waiter.page) {
+            return Arrival::Resident;
+        }
+        if let Some(waiters) = pending.get_mut(&frame) {
+            let same = |other: &Waiter| {
+                other.address == waiter.address && Arc::ptr_eq(&other.machine, &waiter.machine)
+            };
+            // A thread that the kernel cannot put to sleep asks again and again.
+            if !waiters.iter().any(same) {
+                waiters.push(waiter.clone());
+            }
+            return Arrival::Joined;
+        }
+        pending.insert(frame, vec![waiter.clone()]);
+        Arrival::Fetch(frame)
+    }
+
+    /// Fetches a page, installs it, wakes who waits for it, and then installs
+    /// its neighbours.
+    pub(super) fn fetch(
+        &self,
+        frame: FrameKey,
+        page: u64,
+        for_machine: &Machine,
+    ) -> Result<(), SourceError> {
+        let mut failed = None;
+        let mut neighbours = 0;
+        let fetched = self.source.fetch(page, &mut |found, bytes| {
+            if found == page {
+                match self.install(found, bytes, for_machine) {
+                    Ok(()) => self.wake_page(frame, page),
+                    Err(source) => failed = Some(SourceError::Install { page, source }),
+                }
+            } else if neighbours < self.budget.neighbours && !self.is_resident(found) {
+                neighbours += 1;
+                // A neighbour that does not fit is fetched when it is asked for.
+                drop(self.install(found, bytes, for_machine));
+            }
+        })?;
+        self.counters.frames_read.fetch_add(1, Ordering::Relaxed);
+        self.counters.bytes_read.fetch_add(fetched.bytes_read, Ordering::Relaxed);
+        match failed {
+            Some(error) => Err(error),
+            None if self.is_resident(page) => Ok(()),
+            None => Err(SourceError::NotDelivered(page)),
+        }
+    }
+
+    /// Installs a page of zeros and those around it.
+    pub(super) fn install_zeros(
+        &self,
+        page: u64,
+        for_machine: &Machine,
+    ) -> Result<(), SourceError> {
+        self.install_zero(page, for_machine)
+            .map_err(|source| SourceError::Install { page, source })?;
+        let window = self.budget.zero_window.max(1);
+        let first = page / window * window;
+        for other in first..(first + window).min(self.pages) {
+            if !self.is_resident(other) && self.source.extent(other) == Extent::Zero {
+                drop(self.install_zero(other, for_machine));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the waiters whose page is resident now, or is the lost one, out
+    /// of the table. Unless some are left, the frame is no longer pending.
+    pub(super) fn settle(&self, frame: FrameKey, lost: Option<u64>) -> Settled {
+        let mut settled = Settled::default();
+        let mut pending = self.pending();
+        let waiters = pending.remove(&frame).unwrap_or_default();
+        let mut left = Vec::new();
+        for waiter in waiters {
+            if self.is_resident(waiter.page) {
+                settled.woken.push(waiter);
+            } else if lost == Some(waiter.page) {
+                settled.lost.push(waiter);
+            } else {
+                left.push(waiter);
+            }
+        }
+        settled.next = left.first().map(|waiter| waiter.page);
+        if !left.is_empty() {
+            pending.insert(frame, left);
+        }
+        settled
+    }
+
+    fn wake_page(&self, frame: FrameKey, page: u64) {
+        let mut woken = Vec::new();
+        if let Some(waiters) = self.pending().get_mut(&frame) {
+            woken.extend(waiters.extract_if(.., |waiter| waiter.page == page));
+        }
+        woken.iter().for_each(Waiter::wake);
+    }
+
+    fn install(&self, page: u64, bytes: &Page, for_machine: &Machine) -> io::Result<()> {
+        self.put(page, &self.counters.stored, for_machine, || self.side.install(page, bytes))
+    }
+
+    fn install_zero(&self, page: u64, for_machine: &Machine) -> io::Result<()> {
+        self.put(page, &self.counters.zero, for_machine, || self.side.install_zeros(page))
+    }
+
+    fn put(
+        &self,
+        page: u64,
+        kind: &AtomicU64,
+        for_machine: &Machine,
+        act: impl FnOnce() -> io::Result<Installed>,
+    ) -> io::Result<()> {
+        self.counters.attempted.fetch_add(1, Ordering::SeqCst);
+        let result = act();
+        if let Ok(Installed::New) = result {
+            self.counters.installed.fetch_add(1, Ordering::SeqCst);
+            kind.fetch_add(1, Ordering::Relaxed);
+            for_machine.pages_installed.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.counters.attempted.fetch_sub(1, Ordering::SeqCst);
+        }
+        result?;
+        let (word, bit) = self.bit(page);
+        self.resident[word].fetch_or(bit, Ordering::Release);
+        Ok(())
+    }
+
+    fn is_resident(&self, page: u64) -> bool {
+        let (word, bit) = self.bit(page);
+        self.resident[word].load(Ordering::Acquire) & bit != 0
+    }
+
+    fn bit(&self, page: u64) -> (usize, u64) {
+        assert!(page < self.pages, "page {page} is not of {:?}", self.id);
+        let word = usize::try_from(page / 64).expect("the bitmap fits the address space");
+        (word, 1 << (page % 64))
+    }
+
+    fn pending(&self) -> MutexGuard<'_, HashMap<FrameKey, Vec<Waiter>>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its counters, if the kernel holds just the pages that were installed.
+    pub(super) fn stats(&self) -> Result<PoolStats, PoolError> {
+        let counters = &self.counters;
+        // Others may be installing: the truth lies between what was done
+        // before the kernel was asked and what was begun when it had answered.
+        let installed = counters.installed.load(Ordering::SeqCst);
+        let allocated = self
+            .file
+            .allocated_pages()
+            .map_err(|source| PoolError::Memory { len: self.len, source })?;
+        let attempted = counters.attempted.load(Ordering::SeqCst);
+        if !(installed..=attempted.max(installed)).contains(&allocated) {
+            return Err(PoolError::Foreign { pool: self.id, allocated, installed });
+        }
+        Ok(PoolStats {
+            len: self.len,
+            resident_pages: installed,
+            stored_pages: counters.stored.load(Ordering::Relaxed),
+            zero_pages: counters.zero.load(Ordering::Relaxed),
+            frames_read: counters.frames_read.load(Ordering::Relaxed),
+            bytes_read: counters.bytes_read.load(Ordering::Relaxed),
+        })
+    }
+}
+
+fn too_large() -> io::Error {
+    io::ErrorKind::OutOfMemory.into()
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("id", &self.id).field("len", &self.len).finish_non_exhaustive()
+    }
+}

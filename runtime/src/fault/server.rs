@@ -1,0 +1,220 @@
+//! What the supervisor asks of the page server.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+
+use super::machine::{Machine, Mapped};
+use super::outbox::Outbox;
+use super::pool::{Budget, Pool, PoolError};
+use super::source::{Library, SourceError};
+use super::worker::{NUDGE, Shared};
+use crate::protocol::{MachineKey, PAGE_SIZE, PagerReply, PagerRequest, PoolId, Region};
+use crate::sys::userfault::Userfault;
+
+/// How the page server works.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Threads; all but one may be waiting for the store.
+    pub workers: usize,
+    /// Pages of the same frame that are installed with the one asked for.
+    pub neighbours_max: u64,
+    /// A hole is filled with zeros in aligned windows of this many pages.
+    pub zero_window_pages: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { workers: 8, neighbours_max: 31, zero_window_pages: 8 }
+    }
+}
+
+/// Why a request was refused.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RequestError {
+    /// A name that must be new is not.
+    #[error("{0} exists already")]
+    Exists(String),
+    /// A name that must exist does not.
+    #[error("there is no {0}")]
+    Unknown(String),
+    /// A machine still maps the pool.
+    #[error("{pool:?} is in use by {machine:?}; detach it first")]
+    InUse {
+        /// The pool.
+        pool: PoolId,
+        /// One of its machines.
+        machine: MachineKey,
+    },
+    /// The request came with the wrong number of descriptors.
+    #[error("the request needs {wanted} descriptors and came with {got}")]
+    Descriptors {
+        /// How many it needs.
+        wanted: usize,
+        /// How many it had.
+        got: usize,
+    },
+    /// A mapping is not in whole pages, or reaches beyond its pool.
+    #[error("the mapping of {len} bytes at {offset} does not lie in {pool:?}")]
+    Region {
+        /// The pool.
+        pool: PoolId,
+        /// Start in the image in bytes.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// The image cannot be opened.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The pool cannot be made or trusted.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// The kernel refused a descriptor.
+    #[error("the kernel refused a descriptor: {0}")]
+    Descriptor(#[from] io::Error),
+}
+
+/// A reply and the descriptor that goes with it.
+pub(super) type Answer = (PagerReply, Option<OwnedFd>);
+
+/// Pools, machines and the threads that join them.
+pub(super) struct Server {
+    library: Arc<dyn Library>,
+    budget: Budget,
+    pools: BTreeMap<PoolId, Arc<Pool>>,
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    pub(super) fn start(
+        library: Arc<dyn Library>,
+        settings: &Settings,
+        outbox: Outbox,
+    ) -> io::Result<Self> {
+        let workers = settings.workers.max(2);
+        let shared = Arc::new(Shared::new(workers, outbox, Userfault::can_poison())?);
+        let budget =
+            Budget { neighbours: settings.neighbours_max, zero_window: settings.zero_window_pages };
+        let mut server =
+            Self { library, budget, pools: BTreeMap::new(), shared, workers: Vec::new() };
+        for number in 0..workers {
+            let shared = Arc::clone(&server.shared);
+            let thread = std::thread::Builder::new().name(format!("fault-{number}"));
+            server.workers.push(thread.spawn(move || shared.run())?);
+        }
+        Ok(server)
+    }
+
+    /// Does what a request says.
+    pub(super) fn handle(
+        &mut self,
+        request: PagerRequest,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Answer, RequestError> {
+        match request {
+            PagerRequest::AddPack { pack } => {
+                self.library.add_pack(pack, File::from(one(descriptors)?));
+                Ok((PagerReply::Done, None))
+            }
+            PagerRequest::OpenPool { pool } => self.open_pool(pool, one(descriptors)?),
+            PagerRequest::ClosePool { pool } => self.close_pool(pool),
+            PagerRequest::Attach { machine, regions } => {
+                self.attach(machine, regions, one(descriptors)?)
+            }
+            PagerRequest::Detach { machine } => {
+                let gone = self.shared.detach(machine).ok_or_else(|| unknown(&machine))?;
+                Ok((PagerReply::Machine(gone.counters()), None))
+            }
+            PagerRequest::Stats => self.stats(),
+        }
+    }
+
+    fn open_pool(&mut self, id: PoolId, map: OwnedFd) -> Result<Answer, RequestError> {
+        if self.pools.contains_key(&id) {
+            return Err(RequestError::Exists(format!("{id:?}")));
+        }
+        let source = self.library.open(File::from(map))?;
+        let pool = Pool::new(id, source, self.budget)?;
+        let memory = pool.read_only()?;
+        self.pools.insert(id, Arc::new(pool));
+        Ok((PagerReply::Pool, Some(memory)))
+    }
+
+    fn close_pool(&mut self, id: PoolId) -> Result<Answer, RequestError> {
+        let pool = self.pools.get(&id).ok_or_else(|| unknown(&id))?;
+        let machines = self.shared.machines.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(user) = machines.values().find(|machine| machine.uses(pool)) {
+            return Err(RequestError::InUse { pool: id, machine: user.key });
+        }
+        drop(machines);
+        self.pools.remove(&id);
+        Ok((PagerReply::Done, None))
+    }
+
+    fn attach(
+        &self,
+        key: MachineKey,
+        regions: Vec<(PoolId, Region)>,
+        userfault: OwnedFd,
+    ) -> Result<Answer, RequestError> {
+        let known = self.shared.machines.read().unwrap_or_else(PoisonError::into_inner);
+        if key.0 == NUDGE || known.contains_key(&key) {
+            return Err(RequestError::Exists(format!("{key:?}")));
+        }
+        drop(known);
+        let mapped: Result<Vec<_>, _> =
+            regions.into_iter().map(|(pool, region)| self.mapped(pool, region)).collect();
+        let machine = Machine::new(key, Userfault::adopt(userfault)?, mapped?);
+        self.shared.attach(Arc::new(machine))?;
+        Ok((PagerReply::Done, None))
+    }
+
+    fn mapped(&self, id: PoolId, region: Region) -> Result<Mapped, RequestError> {
+        let pool = self.pools.get(&id).ok_or_else(|| unknown(&id))?;
+        let Region { address, offset, len, .. } = region;
+        let whole = [address, offset, len].iter().all(|n| n.is_multiple_of(PAGE_SIZE));
+        let in_pool = offset.checked_add(len).is_some_and(|end| end <= pool.pages() * PAGE_SIZE);
+        if whole && in_pool && address.checked_add(len).is_some() {
+            Ok(Mapped { pool: Arc::clone(pool), region })
+        } else {
+            Err(RequestError::Region { pool: id, offset, len })
+        }
+    }
+
+    fn stats(&self) -> Result<Answer, RequestError> {
+        let pools: Result<Vec<_>, PoolError> =
+            self.pools.iter().map(|(id, pool)| Ok((*id, pool.stats()?))).collect();
+        let known = self.shared.machines.read().unwrap_or_else(PoisonError::into_inner);
+        let mut machines: Vec<_> =
+            known.iter().map(|(key, machine)| (*key, machine.counters())).collect();
+        machines.sort_unstable_by_key(|(key, _)| *key);
+        Ok((PagerReply::Stats { pools: pools?, machines }, None))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.stop();
+        for worker in self.workers.drain(..) {
+            // A worker that panicked has said so already.
+            drop(worker.join());
+        }
+    }
+}
+
+fn one(mut descriptors: Vec<OwnedFd>) -> Result<OwnedFd, RequestError> {
+    let got = descriptors.len();
+    match descriptors.pop() {
+        Some(only) if got == 1 => Ok(only),
+        _ => Err(RequestError::Descriptors { wanted: 1, got }),
+    }
+}
+
+fn unknown(name: &dyn std::fmt::Debug) -> RequestError {
+    RequestError::Unknown(format!("{name:?}"))
+}

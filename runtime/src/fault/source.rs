@@ -1,0 +1,88 @@
+//! Where pages come from: the engine's packs, or a script.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+/// The bytes of a page.
+pub type Page = [u8; 4096];
+
+/// Names what one fetch reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FrameKey {
+    /// The pack.
+    pub pack: u64,
+    /// Bytes from the start of the pack.
+    pub offset: u64,
+}
+
+/// What an image has at a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Zeros; nothing to fetch.
+    Zero,
+    /// Stored bytes.
+    Stored(FrameKey),
+}
+
+/// What a fetch cost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fetched {
+    /// Bytes read from the pack.
+    pub bytes_read: u64,
+}
+
+/// Why a page or an image cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The store has lost or damaged it.
+    #[error(transparent)]
+    Read(#[from] coppice_engine::ReadError),
+    /// A page map is not one.
+    #[error("the page map is not valid: {0}")]
+    PageMap(#[from] coppice_engine::FormatError),
+    /// A page map could not be read.
+    #[error("the page map cannot be read: {0}")]
+    Descriptor(#[from] io::Error),
+    /// A page map is longer than any that the engine makes.
+    #[error("the page map has {0} bytes, more than any image needs")]
+    PageMapTooLong(u64),
+    /// The fetch ended without the page.
+    #[error("the fetch of page {0} ended without it")]
+    NotDelivered(u64),
+    /// The kernel refused to take the page.
+    #[error("page {page} cannot be put into its pool: {source}")]
+    Install {
+        /// Index in the image.
+        page: u64,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The script says so.
+    #[error("page {0} is lost by the script")]
+    Scripted(u64),
+}
+
+/// One image.
+pub trait PageSource: Send + Sync {
+    /// Its length in bytes.
+    fn image_len(&self) -> u64;
+
+    /// What it has at a page. Called on every first fault of a page, so it
+    /// answers from memory.
+    fn extent(&self, page: u64) -> Extent;
+
+    /// Reads what one fetch yields and hands over verified pages: the one
+    /// asked for first, then others of the same frame. If the page asked for
+    /// cannot be had, that is the error, and nothing is handed over.
+    fn fetch(&self, page: u64, sink: &mut dyn FnMut(u64, &Page)) -> Result<Fetched, SourceError>;
+}
+
+/// What images are opened from.
+pub trait Library: Send + Sync {
+    /// Takes over a pack. One that is known already is ignored.
+    fn add_pack(&self, pack: u64, file: File);
+
+    /// Opens the image that a serialized page map describes.
+    fn open(&self, map: File) -> Result<Arc<dyn PageSource>, SourceError>;
+}

@@ -1,0 +1,7 @@
+//! The page server against real userfaultfds, through its real channel.
+
+mod failures;
+mod fork;
+mod requests;
+mod sharing;
+mod store;

@@ -1,0 +1,143 @@
+//! A userfaultfd as the page server uses it: faults come out, wakes and
+//! poison go in. Pages themselves go in through [`super::side`] only.
+//!
+//! Nothing here can change bytes that the calling process owns: waking lets a
+//! thread run again, and poisoning a page makes its next access fail.
+#![expect(unsafe_code, reason = "ioctls that the userfaultfd crate lacks, and its descriptor")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+
+use userfaultfd::{Error, Event, EventBuffer, FeatureFlags, Uffd, UffdBuilder};
+
+/// `UFFD_FEATURE_POISON`, Linux 6.6.
+const FEATURE_POISON: u64 = 1 << 14;
+
+/// `struct uffdio_poison` of the kernel's ABI.
+#[repr(C)]
+struct PoisonArgs {
+    start: u64,
+    len: u64,
+    mode: u64,
+    updated: i64,
+}
+
+/// `_IOWR(0xAA, 0x08, struct uffdio_poison)`.
+const UFFDIO_POISON: libc::Ioctl = 0xC020_AA08;
+const _: () = assert!(size_of::<PoisonArgs>() == 0x20);
+
+/// A userfaultfd of this or of another process.
+#[derive(Debug)]
+pub struct Userfault(Uffd);
+
+impl Userfault {
+    /// A new one for this process. It never blocks, closes on exec and takes
+    /// faults that happen inside the kernel, as those of KVM do.
+    pub fn new() -> io::Result<Self> {
+        Self::with_features(FeatureFlags::MISSING_SHMEM)
+    }
+
+    fn with_features(features: FeatureFlags) -> io::Result<Self> {
+        UffdBuilder::new()
+            .close_on_exec(true)
+            .non_blocking(true)
+            .user_mode_only(false)
+            .require_features(features)
+            .create()
+            .map(Self)
+            .map_err(to_io)
+    }
+
+    /// Takes over one that another process opened.
+    pub fn adopt(descriptor: OwnedFd) -> io::Result<Self> {
+        // Without it, polling the descriptor reports an error for ever.
+        let flags = rustix::fs::fcntl_getfl(&descriptor)?;
+        rustix::fs::fcntl_setfl(&descriptor, flags | rustix::fs::OFlags::NONBLOCK)?;
+        // SAFETY: the descriptor was owned and is given up here, so the new
+        // value is its only owner.
+        Ok(Self(unsafe { Uffd::from_raw_fd(descriptor.into_raw_fd()) }))
+    }
+
+    /// Whether the kernel can poison a page.
+    pub fn can_poison() -> bool {
+        let wanted = FeatureFlags::MISSING_SHMEM | FeatureFlags::from_bits_retain(FEATURE_POISON);
+        Self::with_features(wanted).is_ok()
+    }
+
+    /// Registers a range of this process for missing pages.
+    pub fn register(&self, address: u64, len: usize) -> io::Result<()> {
+        self.0.register(pointer(address), len).map(drop).map_err(to_io)
+    }
+
+    /// Reads the faults that are waiting and hands over their addresses.
+    pub fn faults(&self, buffer: &mut EventBuffer, sink: &mut dyn FnMut(u64)) -> io::Result<usize> {
+        let events = loop {
+            match self.0.read_events(buffer).map_err(to_io) {
+                Ok(events) => break events,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        };
+        let mut count = 0;
+        for event in events {
+            count += 1;
+            if let Event::Pagefault { addr, .. } = event.map_err(to_io)? {
+                sink(addr as u64);
+            }
+        }
+        Ok(count)
+    }
+
+    /// Lets the threads that wait in this range of their process try again.
+    pub fn wake(&self, address: u64, len: usize) -> io::Result<()> {
+        self.0.wake(pointer(address), len).map_err(to_io)
+    }
+
+    /// Makes every access to a range of its process fail, and wakes the
+    /// threads that wait there. Pages that are mapped already stay.
+    pub fn poison(&self, address: u64, len: u64) -> io::Result<()> {
+        loop {
+            let mut args = PoisonArgs { start: address, len, mode: 0, updated: 0 };
+            // SAFETY: the argument is the structure of this ioctl, alive for
+            // the call; the kernel changes no bytes of memory.
+            let result = unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_POISON, &raw mut args) };
+            match result {
+                0 => return Ok(()),
+                _ => match io::Error::last_os_error() {
+                    error if error.raw_os_error() == Some(libc::EAGAIN) => {}
+                    error if error.raw_os_error() == Some(libc::EEXIST) => {
+                        return self.wake(address, usize::try_from(len).unwrap_or(usize::MAX));
+                    }
+                    error => return Err(error),
+                },
+            }
+        }
+    }
+
+    pub(super) fn inner(&self) -> &Uffd {
+        &self.0
+    }
+}
+
+impl AsFd for Userfault {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor stays open for as long as `self` is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+}
+
+fn pointer(address: u64) -> *mut std::ffi::c_void {
+    std::ptr::with_exposed_provenance_mut(usize::try_from(address).unwrap_or(usize::MAX))
+}
+
+/// The crate's errors carry an errno where the kernel gave one.
+pub(super) fn to_io(error: Error) -> io::Error {
+    match error {
+        Error::CopyFailed(errno) | Error::ZeropageFailed(errno) | Error::SystemError(errno) => {
+            io::Error::from_raw_os_error(errno as i32)
+        }
+        Error::PartiallyCopied(_) => io::Error::from_raw_os_error(libc::EAGAIN),
+        Error::OpenDevUserfaultfd(source) => source,
+        other => io::Error::other(other),
+    }
+}

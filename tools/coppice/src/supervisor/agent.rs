@@ -1,0 +1,120 @@
+//! Reaching the agent in a guest, never before the guest has its own identity.
+
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use coppice_agent::{AGENT_PORT, Client, ClientError, Identity, MIN_ENTROPY};
+
+use super::capture::alive;
+use super::machine::{Live, Machine, State, lock};
+use super::{Supervisor, clock};
+
+/// How long a guest may take until its agent listens: it may still boot.
+const AGENT_LIMIT: Duration = Duration::from_secs(180);
+
+/// How long the agent may take to answer once it was reached.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long to wait before the next try.
+const RETRY: Duration = Duration::from_millis(50);
+
+impl Supervisor {
+    /// A stream to a machine's agent, which has renewed, with the generation
+    /// that the agent must hear.
+    pub(crate) fn agent_stream(&self, name: &str) -> Result<(UnixStream, u64)> {
+        let machine = self.table.get(name)?;
+        let generation = self.renew(&machine)?;
+        Ok((alive(&machine)?.vmm.connect(AGENT_PORT)?, generation))
+    }
+
+    /// Makes sure that a machine has fresh entropy, the right time and a name
+    /// of its own; returns its generation.
+    pub(crate) fn renew(&self, machine: &Machine) -> Result<u64> {
+        let mut identity = lock(&machine.identity);
+        if identity.renewed == identity.wanted {
+            return Ok(identity.wanted);
+        }
+        let begun = Instant::now();
+        loop {
+            let live = alive(machine)?;
+            if machine.state() == State::Paused {
+                bail!("{} is paused: `coppice resume {}` first", machine.name, machine.name);
+            }
+            match renew_once(&live, machine, identity.wanted) {
+                Ok(()) => break,
+                Err(error @ ClientError::Refused { .. }) => return Err(error.into()),
+                Err(error) if begun.elapsed() > AGENT_LIMIT => {
+                    return Err(error).with_context(|| {
+                        format!(
+                            "no agent answers in {}: is coppice-agent on its disk? `coppice logs {}` shows its console",
+                            machine.name, machine.name
+                        )
+                    });
+                }
+                Err(_) => std::thread::sleep(RETRY),
+            }
+        }
+        identity.renewed = identity.wanted;
+        Ok(identity.wanted)
+    }
+
+    /// Asks the guest to shut down and waits until it has.
+    pub(crate) fn shut_down(&self, machine: &Machine, live: &Live, limit: Duration) -> bool {
+        let asked = ask_to_shut_down(live, lock(&machine.identity).renewed);
+        if let Err(error) = asked {
+            tracing::warn!(machine = machine.name, %error, "the guest does not shut down");
+            return false;
+        }
+        let begun = Instant::now();
+        while machine.state().is_alive() && begun.elapsed() < limit {
+            std::thread::sleep(RETRY);
+        }
+        !machine.state().is_alive()
+    }
+}
+
+fn renew_once(live: &Live, machine: &Machine, generation: u64) -> Result<(), ClientError> {
+    let stream = reach(live, ANSWER_LIMIT)?;
+    let identity = identity(&machine.name, generation)?;
+    Client::new(stream, generation)?.renew(&identity)
+}
+
+fn ask_to_shut_down(live: &Live, generation: u64) -> Result<(), ClientError> {
+    Client::new(reach(live, Duration::from_secs(10))?, generation)?.shutdown()
+}
+
+fn reach(live: &Live, limit: Duration) -> Result<UnixStream, ClientError> {
+    let failed = |error: std::io::Error| ClientError::Connection(error.into());
+    let stream =
+        live.vmm.connect(AGENT_PORT).map_err(|error| failed(std::io::Error::other(error)))?;
+    stream.set_read_timeout(Some(limit)).map_err(failed)?;
+    Ok(stream)
+}
+
+/// What makes this machine different from its siblings.
+fn identity(name: &str, generation: u64) -> Result<Identity, ClientError> {
+    let failed = |error: anyhow::Error| {
+        ClientError::Connection(std::io::Error::other(error.to_string()).into())
+    };
+    let mut entropy = vec![0; MIN_ENTROPY];
+    let mut id = [0; 16];
+    for bytes in [entropy.as_mut_slice(), id.as_mut_slice()] {
+        getrandom::fill(bytes)
+            .map_err(|error| failed(anyhow::anyhow!("no random bytes: {error}")))?;
+    }
+    Ok(Identity {
+        generation,
+        entropy,
+        realtime_ns: clock::realtime_ns().map_err(failed)?,
+        hostname: hostname(name),
+        machine_id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
+    })
+}
+
+/// A machine's name as a host name.
+fn hostname(name: &str) -> String {
+    let clean: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    clean.trim_matches('-').to_owned()
+}
