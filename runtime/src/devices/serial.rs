@@ -122,6 +122,15 @@ impl Serial {
         }
     }
 
+    /// Sends a pending interrupt again, as the virtio devices do.
+    pub(crate) fn send_interrupt_again(&self) {
+        let none_pending = 1;
+        if self.port().state().interrupt_identification & none_pending == 0 {
+            // A full counter means that it is pending.
+            let _full = self.interrupt.write(1);
+        }
+    }
+
     /// Its state.
     pub(crate) fn save(&self) -> SerialSnapshot {
         SerialSnapshot::of(&self.port().state())
@@ -160,6 +169,8 @@ mod tests {
         serial.write(1, 2);
         assert_eq!(serial.interrupt().read().unwrap(), 1);
         let again = Serial::new(log(), Some(&serial.save())).unwrap();
+        assert!(again.interrupt().read().is_ok());
+        again.send_interrupt_again();
         assert_eq!(again.interrupt().read().unwrap(), 1);
     }
 }

@@ -1,6 +1,7 @@
 //! The machine process: one KVM machine, driven over a channel.
 
 mod boot;
+mod build;
 mod bus;
 mod chips;
 mod machine;

@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::build::build;
 use super::machine::{Machine, OnEnd};
 use crate::protocol::{VmmEvent, VmmMessage, VmmReply, VmmRequest};
 use crate::sys::channel::{Channel, ChannelError};
@@ -123,8 +124,7 @@ impl Server<'_> {
                 Err("this process has its machine already".to_owned())
             }
             VmmRequest::Build { config, start } => {
-                let machine =
-                    Machine::build(config, start, descriptors, &self.on_end).map_err(text)?;
+                let machine = build(config, start, descriptors, &self.on_end).map_err(text)?;
                 let regions = machine.handover().regions();
                 self.machine = Some(machine);
                 Ok(VmmReply::Built { regions })

@@ -131,8 +131,19 @@ pub(crate) fn config(memory_mib: u64, disk: &File) -> MachineConfig {
 
 impl Machine {
     pub(crate) fn boot(kernel: &File, root: &File, memory_mib: u64, cmdline: &str) -> Self {
+        Self::boot_with(kernel, root, memory_mib, 1, cmdline)
+    }
+
+    pub(crate) fn boot_with(
+        kernel: &File,
+        root: &File,
+        memory_mib: u64,
+        vcpus: u32,
+        cmdline: &str,
+    ) -> Self {
         let start = Start::Boot { cmdline: cmdline.to_owned() };
-        Self::build(config(memory_mib, root), start, root, kernel)
+        let config = MachineConfig { vcpus, ..config(memory_mib, root) };
+        Self::build(config, start, root, kernel)
     }
 
     pub(crate) fn restore(snapshot: &Snapshot) -> Self {
@@ -230,6 +241,8 @@ impl Machine {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let reply = self.process.ask(&VmmRequest::Connect { port }, &[theirs.as_fd()]);
         assert_eq!(reply.unwrap().0, VmmReply::Connecting);
+        // A machine that hangs fails its test.
+        ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         ours
     }
 
@@ -249,7 +262,7 @@ impl Machine {
     /// Waits until the console shows a text; a guest that never gets there
     /// fails the test with its console.
     pub(crate) fn wait_for_console(&self, text: &str) {
-        let limit = Instant::now() + Duration::from_secs(40);
+        let limit = Instant::now() + Duration::from_secs(120);
         while !self.log().contains(text) {
             assert!(Instant::now() < limit, "the console never showed {text:?}:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));

@@ -105,11 +105,44 @@ fn a_machine_continues_elsewhere_and_diverges() {
     assert_ne!(child.tell("random"), sibling.tell("random"));
     assert_eq!(sibling.tell("sum /pattern"), pattern_sum());
 
+    unchanged(&snapshot);
     lazy::arrives_page_by_page(&snapshot);
     lazy::pauses_without_the_page_server(&snapshot);
     lazy::ends_while_a_page_is_missing(&snapshot);
     grandchild(&mut child);
+    lineage(snapshot);
     ends(&mut parent);
+}
+
+/// Every machine continues from the one before, captured right after its
+/// answer: whatever is on its way at that moment must not be lost.
+fn lineage(mut snapshot: Snapshot) {
+    for count in 3..23 {
+        let mut machine = Machine::restore(&snapshot);
+        machine.resume();
+        assert_eq!(machine.tell("count"), count.to_string());
+        machine.pause();
+        snapshot = machine.save();
+    }
+}
+
+/// A machine that was restored and never ran is what was saved.
+fn unchanged(snapshot: &Snapshot) {
+    let again = Machine::restore(snapshot).save();
+    assert!(again.state == snapshot.state, "the state differs");
+    assert!(again.overlays[0].is_empty());
+}
+
+#[test]
+fn two_vcpus_stop_and_continue() {
+    let Some(guest) = guest() else { return };
+    let mut machine = Machine::boot_with(&guest.kernel, &guest.root, 64, 2, CMDLINE);
+    machine.resume();
+    machine.wait_for_console("GUEST READY");
+    assert_eq!(machine.tell("count"), "1");
+    let snapshot = capture(&mut machine);
+    drop(machine);
+    assert_eq!(continue_from(&snapshot).tell("count"), "2");
 }
 
 /// A capture of a continued machine, whose pages are partly its pool's.

@@ -73,9 +73,18 @@ impl Transport {
         }
     }
 
+    /// Sends an interrupt again that may have been on its way when the machine
+    /// was saved: KVM delivers them from a work queue, which is not saved. A
+    /// driver ignores one too many. To be called when the interrupt controllers
+    /// have their state, which would overwrite it.
+    pub(crate) fn send_interrupt_again(&self) {
+        if self.common().interrupt_status != 0 {
+            signal(&self.interrupt);
+        }
+    }
+
     /// Continues from a saved state. Work that was pending is looked for when
-    /// the gate opens, and an interrupt that may have been on its way is sent
-    /// again: a driver ignores one too many.
+    /// the gate opens.
     pub(crate) fn restore(&self, state: &TransportState) -> Result<(), TransportError> {
         self.check(state)?;
         let mut common = self.common();
@@ -98,9 +107,6 @@ impl Transport {
             rings,
             epoch: 0,
         };
-        if common.interrupt_status != 0 {
-            signal(&self.interrupt);
-        }
         self.wake();
         Ok(())
     }

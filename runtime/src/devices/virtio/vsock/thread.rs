@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io::Errno;
 use virtio_vsock::packet::VsockPacket;
 use vm_memory::VolatileSlice;
 use vmm_sys_util::eventfd::EventFd;
@@ -45,20 +46,27 @@ pub(super) fn start(
     shared: Arc<Mutex<Shared>>,
     called: Arc<EventFd>,
 ) -> Result<(), WorkerError> {
-    let failed = |errno: rustix::io::Errno| WorkerError::of("vsock", errno.into());
-    let poll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
-    for event in transport.notify().iter().chain([called.as_ref()]) {
-        let data = EventData::new_u64(DRIVER);
-        epoll::add(&poll, descriptor(event), data, EventFlags::IN).map_err(failed)?;
-    }
-    let epoch = transport.epoch();
-    let room = vec![0; usize::try_from(DATA_MAX).unwrap_or(0)];
-    let registered = HashMap::new();
-    let thread = Thread { transport, shared, called, poll, registered, epoch, room };
+    let thread = Thread::new(transport, shared, called)
+        .map_err(|errno| WorkerError::of("vsock", errno.into()))?;
     spawn("vsock", move || thread.run())
 }
 
 impl Thread {
+    fn new(
+        transport: Arc<Transport>,
+        shared: Arc<Mutex<Shared>>,
+        called: Arc<EventFd>,
+    ) -> Result<Self, Errno> {
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for event in transport.notify().iter().chain([called.as_ref()]) {
+            epoll::add(&poll, descriptor(event), EventData::new_u64(DRIVER), EventFlags::IN)?;
+        }
+        let epoch = transport.epoch();
+        let room = vec![0; usize::try_from(DATA_MAX).unwrap_or(0)];
+        let registered = HashMap::new();
+        Ok(Self { transport, shared, called, poll, registered, epoch, room })
+    }
+
     fn run(mut self) {
         let mut events = Vec::with_capacity(64);
         loop {
@@ -233,5 +241,191 @@ impl Thread {
                 Err(errno) => tracing::warn!("vsock: epoll: {errno}"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::super::mux::Mux;
+    use super::super::{Reset, Vsock};
+    use super::*;
+    use crate::devices::virtio::testing::{BUFFERS, Driver, NEXT, WRITE, write};
+
+    const RECEIVE: u64 = BUFFERS;
+    const SEND: u64 = BUFFERS + 0x10_000;
+    const EVENT: u64 = BUFFERS + 0x20_000;
+
+    struct Guest {
+        driver: Driver,
+        thread: Thread,
+        received: usize,
+        host_port: u32,
+    }
+
+    impl Guest {
+        fn new(reset: Reset) -> Self {
+            let driver = Driver::new(Vsock::identity());
+            let shared = Shared { mux: Mux::new(0), reset, calls: Vec::new() };
+            let called = EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap();
+            let transport = Arc::clone(&driver.transport);
+            let shared = Arc::new(Mutex::new(shared));
+            let thread = Thread::new(transport, shared, Arc::new(called)).unwrap();
+            Self { driver, thread, received: 0, host_port: 0 }
+        }
+
+        fn room(&self, buffers: u16) {
+            for index in 0..buffers {
+                let at = RECEIVE + 0x1000 * u64::from(index);
+                self.driver.offer(QUEUE_RECEIVE, index, &[(at, 0x1000, WRITE)]);
+            }
+        }
+
+        fn header(op: u16, host_port: u32, len: u32) -> Vec<u8> {
+            let mut bytes = 3u64.to_le_bytes().to_vec();
+            bytes.extend(2u64.to_le_bytes());
+            for word in [1024, host_port, len] {
+                bytes.extend(word.to_le_bytes());
+            }
+            bytes.extend(1u16.to_le_bytes());
+            bytes.extend(op.to_le_bytes());
+            for word in [0u32, 64 << 10, 0] {
+                bytes.extend(word.to_le_bytes());
+            }
+            bytes
+        }
+
+        fn send(&mut self, op: u16, data: &[u8]) {
+            let len = u32::try_from(data.len()).unwrap();
+            self.driver.put(SEND, &Self::header(op, self.host_port, len));
+            self.driver.put(SEND + 44, data);
+            self.driver.offer(QUEUE_SEND, 0, &[(SEND, 44 + len, 0)]);
+            self.thread.step();
+        }
+
+        /// The next packet that the guest received: its operation and data.
+        fn next(&mut self) -> Option<(u16, Vec<u8>)> {
+            let used = self.driver.used(QUEUE_RECEIVE);
+            let (head, len) = *used.get(self.received)?;
+            self.received += 1;
+            let at = RECEIVE + 0x1000 * u64::from(head);
+            let bytes = self.driver.get(at, len as usize);
+            self.host_port = u32::from_le_bytes(bytes[16..20].try_into().unwrap());
+            Some((u16::from_le_bytes([bytes[30], bytes[31]]), bytes[44..].to_vec()))
+        }
+
+        fn call(&mut self) -> UnixStream {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            lock(&self.thread.shared).calls.push((ours, 1024));
+            self.thread.step();
+            theirs
+        }
+
+        /// Waits for the hosts' streams once and moves on.
+        fn turn(&mut self) {
+            let mut events = Vec::with_capacity(8);
+            wait(&self.thread.poll, &mut events).unwrap();
+            for event in &events {
+                self.thread.note(event.data.u64(), event.flags);
+            }
+            self.thread.step();
+        }
+    }
+
+    #[test]
+    fn a_stream_carries_both_ways() {
+        let mut guest = Guest::new(Reset::None);
+        guest.room(8);
+        let mut host = guest.call();
+        assert_eq!(guest.next().unwrap().0, 1);
+        guest.send(2, &[]);
+        host.write_all(b"question").unwrap();
+        while guest.driver.used(QUEUE_RECEIVE).len() < 2 {
+            guest.turn();
+        }
+        assert_eq!(guest.next().unwrap(), (5, b"question".to_vec()));
+        guest.send(5, b"answer");
+        let mut answer = [0; 6];
+        host.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"answer");
+        guest.send(3, &[]);
+        assert_eq!(host.read(&mut answer).unwrap(), 0);
+    }
+
+    #[test]
+    fn without_room_packets_wait() {
+        let mut guest = Guest::new(Reset::None);
+        let _host = guest.call();
+        assert_eq!(guest.next(), None);
+        guest.room(1);
+        guest.thread.step();
+        assert_eq!(guest.next().unwrap().0, 1);
+    }
+
+    #[test]
+    fn calls_wait_until_the_guest_has_heard_of_the_reset() {
+        let mut guest = Guest::new(Reset::Due);
+        guest.room(8);
+        guest.driver.offer(QUEUE_EVENT, 0, &[(EVENT, 4, WRITE)]);
+        guest.driver.put(EVENT, &[9; 4]);
+        let _host = guest.call();
+        assert_eq!(guest.driver.used(QUEUE_EVENT), [(0, 4)]);
+        assert_eq!(guest.driver.get(EVENT, 4), TRANSPORT_RESET);
+        assert_eq!(guest.next(), None, "the call must not be among what is reset");
+        guest.thread.step();
+        assert_eq!(guest.next(), None);
+        guest.driver.make_available(QUEUE_EVENT, 0);
+        guest.thread.step();
+        assert_eq!(guest.next().unwrap().0, 1);
+    }
+
+    #[test]
+    fn hostile_packets_stop_the_device() {
+        let hostile: [&[(u64, u32, u16)]; 4] = [
+            // Too short, outside memory, longer than allowed, not readable.
+            &[(SEND, 10, 0)],
+            &[(u64::MAX - 8, 44, 0)],
+            &[(SEND, 44, 0), (SEND + 0x1000, u32::MAX - 100, 0)],
+            &[(SEND, 44, WRITE)],
+        ];
+        for chain in hostile {
+            let mut guest = Guest::new(Reset::None);
+            guest.driver.put(SEND, &Guest::header(5, 0, u32::MAX - 100));
+            guest.driver.offer(QUEUE_SEND, 0, chain);
+            guest.thread.step();
+            assert!(guest.driver.needs_reset(), "{chain:?}");
+        }
+    }
+
+    #[test]
+    fn hostile_receive_buffers_stop_the_device() {
+        for chain in [(RECEIVE, 20, WRITE), (RECEIVE, 44, 0), (u64::MAX - 8, 99, WRITE)] {
+            let mut guest = Guest::new(Reset::None);
+            guest.driver.offer(QUEUE_RECEIVE, 0, &[chain]);
+            let _host = guest.call();
+            assert!(guest.driver.needs_reset(), "{chain:?}");
+        }
+    }
+
+    #[test]
+    fn a_buffer_for_a_header_only_carries_no_data() {
+        let mut guest = Guest::new(Reset::None);
+        guest.driver.describe(QUEUE_RECEIVE, 0, (RECEIVE, 44, WRITE | NEXT, 1));
+        guest.driver.describe(QUEUE_RECEIVE, 1, (RECEIVE + 64, 0, WRITE, 0));
+        guest.driver.make_available(QUEUE_RECEIVE, 0);
+        let _host = guest.call();
+        assert_eq!(guest.driver.used(QUEUE_RECEIVE), [(0, 44)]);
+    }
+
+    #[test]
+    fn a_reset_of_the_driver_ends_all_connections() {
+        let mut guest = Guest::new(Reset::None);
+        guest.room(8);
+        let mut host = guest.call();
+        write(&guest.driver.transport, 0x70, 0);
+        guest.thread.step();
+        assert_eq!(host.read(&mut [0]).unwrap(), 0);
     }
 }
