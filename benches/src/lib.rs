@@ -1,1 +1,21 @@
-//! placeholder
+//! Measures the mechanisms of which forking is made, each beside the bare
+//! kernel primitive in the same run.
+//!
+//! The guest is a handful of instructions that run in ring 3 from the first
+//! one on, so no figure depends on how fast the host runs a guest kernel.
+
+pub mod accounting;
+pub mod bare;
+pub mod child;
+pub mod density;
+pub mod dirty;
+pub mod family;
+pub mod faults;
+pub mod figures;
+pub mod forks;
+pub mod guest;
+pub mod library;
+pub mod machine;
+pub mod mapping;
+pub mod orders;
+pub mod pools;

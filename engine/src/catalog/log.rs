@@ -199,6 +199,12 @@ fn decode_entry(bytes: &[u8], sequence: Option<u64>) -> Result<(LoggedEvent, usi
     Ok((logged, ENTRY_HEADER_LEN + body.len()))
 }
 
+/// An entry of any sequence number, for tests of the decoder.
+#[cfg(test)]
+pub(crate) fn decode_any(bytes: &[u8]) -> Result<LoggedEvent, FormatError> {
+    decode_entry(bytes, None).map(|(logged, _)| logged)
+}
+
 /// Whether a whole entry begins anywhere behind the first byte.
 fn has_entry_after(bytes: &[u8]) -> bool {
     (1..bytes.len())

@@ -17,6 +17,8 @@ pub use state::Entry;
 
 pub(crate) use event::{Event, EventKind};
 use log::RootLog;
+#[cfg(test)]
+pub(crate) use log::decode_any as decode_log_entry;
 use state::State;
 
 use crate::depot::Depot;

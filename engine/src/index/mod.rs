@@ -75,7 +75,8 @@ pub(crate) trait Index: Send + Sync + Debug {
     /// Forgets everything.
     fn clear(&self) -> Result<(), StoreError>;
 
-    /// Visits every entry, in no particular order.
+    /// Visits every entry, in no particular order. `visit` must not use the
+    /// index.
     fn for_each(
         &self,
         visit: &mut dyn FnMut(ObjectKey, Place) -> Result<(), StoreError>,

@@ -1,7 +1,9 @@
 //! The index in RocksDB. Flushing its log is not needed: what a power cut
 //! takes away is published again from the packs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
@@ -27,17 +29,28 @@ const BATCH_ENTRIES: usize = 1 << 16;
 
 /// An index in a folder of its own.
 pub(crate) struct RocksIndex {
-    db: DB,
+    dir: PathBuf,
+    /// `None` only while it is being opened again, or if that failed.
+    db: RwLock<Option<DB>>,
+    /// RocksDB takes no writes after one has failed, until it is opened again.
+    stuck: AtomicBool,
 }
 
 impl std::fmt::Debug for RocksIndex {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RocksIndex").finish_non_exhaustive()
+        f.debug_struct("RocksIndex").field("dir", &self.dir).finish_non_exhaustive()
     }
 }
 
+/// RocksDB tells a full disk only by its text.
 fn failed(error: rocksdb::Error) -> StoreError {
-    StoreError::Index(error.into_string())
+    let text = error.into_string();
+    if text.contains("No space left on device") {
+        let source = std::io::Error::new(std::io::ErrorKind::StorageFull, text);
+        StoreError::Io { op: "write", path: "index".to_owned(), source }
+    } else {
+        StoreError::Index(text)
+    }
 }
 
 fn options() -> Options {
@@ -66,27 +79,72 @@ impl RocksIndex {
     /// Opens the index. One that RocksDB refuses is made anew, because the
     /// packs have everything in it.
     pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
-        match Self::try_open(dir) {
-            Ok(index) => Ok(index),
+        let db = match try_open(dir) {
             Err(error) if is_damage(&error) => {
                 tracing::warn!(%error, "the index is damaged; building it again");
                 std::fs::remove_dir_all(dir).map_err(StoreError::io("remove", "index"))?;
-                Self::try_open(dir).map_err(failed)
+                try_open(dir).map_err(failed)?
             }
-            Err(error) => Err(failed(error)),
+            opened => opened.map_err(failed)?,
+        };
+        let dir = dir.to_owned();
+        Ok(Self { dir, db: RwLock::new(Some(db)), stuck: AtomicBool::new(false) })
+    }
+
+    fn reading<T>(&self, work: impl FnOnce(&DB) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        work(db.as_ref().ok_or_else(closed)?)
+    }
+
+    fn writing(&self, work: impl Fn(&DB) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        if self.stuck.load(Ordering::Acquire) {
+            self.open_again()?;
+        }
+        self.reading(work).inspect_err(|_| self.stuck.store(true, Ordering::Release))
+    }
+
+    /// Opens the database again after a write failed. If that fails too,
+    /// because the disk is still full, it can at least be read.
+    fn open_again(&self) -> Result<(), StoreError> {
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        if !self.stuck.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        // RocksDB's own lock allows only one at a time.
+        drop(db.take());
+        match try_open(&self.dir) {
+            Ok(opened) => {
+                *db = Some(opened);
+                self.stuck.store(false, Ordering::Release);
+                Ok(())
+            }
+            Err(error) => {
+                *db = open_for_reading(&self.dir).ok();
+                Err(failed(error))
+            }
         }
     }
+}
 
-    fn try_open(dir: &Path) -> Result<Self, rocksdb::Error> {
-        let cache = Cache::new_lru_cache(CACHE_LEN);
-        let families =
-            FAMILIES.map(|family| ColumnFamilyDescriptor::new(family, entry_options(&cache)));
-        Ok(Self { db: DB::open_cf_descriptors(&options(), dir, families)? })
-    }
+fn closed() -> StoreError {
+    StoreError::Index("it could not be opened again after a failed write".to_owned())
+}
 
-    fn family(&self, name: &'static str) -> &ColumnFamily {
-        self.db.cf_handle(name).expect("all families are opened together")
-    }
+fn families() -> [ColumnFamilyDescriptor; 3] {
+    let cache = Cache::new_lru_cache(CACHE_LEN);
+    FAMILIES.map(|family| ColumnFamilyDescriptor::new(family, entry_options(&cache)))
+}
+
+fn try_open(dir: &Path) -> Result<DB, rocksdb::Error> {
+    DB::open_cf_descriptors(&options(), dir, families())
+}
+
+fn open_for_reading(dir: &Path) -> Result<DB, rocksdb::Error> {
+    DB::open_cf_descriptors_read_only(&options(), dir, families(), false)
+}
+
+fn family<'d>(db: &'d DB, name: &'static str) -> &'d ColumnFamily {
+    db.cf_handle(name).expect("all families are opened together")
 }
 
 fn is_damage(error: &rocksdb::Error) -> bool {
@@ -126,78 +184,88 @@ fn decode_pack(key: &[u8], value: &[u8]) -> Result<(PackId, PackSummary), StoreE
 
 impl Index for RocksIndex {
     fn get_many(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Place>>, StoreError> {
-        let family = self.family(ENTRIES);
-        let found = self.db.batched_multi_get_cf(family, keys.iter().map(|key| &key.0), false);
-        let decode = |value: Result<Option<rocksdb::DBPinnableSlice<'_>>, rocksdb::Error>| {
-            value.map_err(failed)?.map(|bytes| decode_place(&bytes)).transpose()
-        };
-        found.into_iter().map(decode).collect()
+        self.reading(|db| {
+            let keys = keys.iter().map(|key| &key.0);
+            let found = db.batched_multi_get_cf(family(db, ENTRIES), keys, false);
+            let decode = |value: Result<Option<rocksdb::DBPinnableSlice<'_>>, rocksdb::Error>| {
+                value.map_err(failed)?.map(|bytes| decode_place(&bytes)).transpose()
+            };
+            found.into_iter().map(decode).collect()
+        })
     }
 
     fn publish(&self, pack: &DurablePack) -> Result<(), StoreError> {
-        let (entries, distrusted) = (self.family(ENTRIES), self.family(DISTRUSTED));
-        let mut batch = WriteBatch::default();
-        for (key, place) in places(pack) {
-            batch.put_cf(entries, key.0, place.to_bits().to_le_bytes());
-        }
-        for key in self.distrusted()? {
-            if pack.directory.keys.contains(&key) {
-                batch.delete_cf(distrusted, key.0);
+        let distrusted = self.distrusted()?;
+        self.writing(|db| {
+            let mut batch = WriteBatch::default();
+            for (key, place) in places(pack) {
+                batch.put_cf(family(db, ENTRIES), key.0, place.to_bits().to_le_bytes());
             }
-        }
-        // The mark that the pack is published goes with its entries.
-        let summary = encode_summary(&PackSummary::of(pack));
-        batch.put_cf(self.family(PACKS), pack.pack.0.to_be_bytes(), summary);
-        self.db.write(batch).map_err(failed)
+            for key in distrusted.iter().filter(|key| pack.directory.keys.contains(*key)) {
+                batch.delete_cf(family(db, DISTRUSTED), key.0);
+            }
+            // The mark that the pack is published goes with its entries.
+            let summary = encode_summary(&PackSummary::of(pack));
+            batch.put_cf(family(db, PACKS), pack.pack.0.to_be_bytes(), summary);
+            db.write(batch).map_err(failed)
+        })
     }
 
     fn packs(&self) -> Result<Vec<(PackId, PackSummary)>, StoreError> {
-        let all = self.db.iterator_cf(self.family(PACKS), IteratorMode::Start);
-        all.map(|item| {
-            let (key, value) = item.map_err(failed)?;
-            decode_pack(&key, &value)
+        self.reading(|db| {
+            let all = db.iterator_cf(family(db, PACKS), IteratorMode::Start);
+            all.map(|item| {
+                let (key, value) = item.map_err(failed)?;
+                decode_pack(&key, &value)
+            })
+            .collect()
         })
-        .collect()
     }
 
     fn clear(&self) -> Result<(), StoreError> {
         // Marks go first: entries without a mark are published again.
-        for family in [PACKS, ENTRIES, DISTRUSTED] {
-            let family = self.family(family);
-            loop {
-                let mut batch = WriteBatch::default();
-                for item in self.db.iterator_cf(family, IteratorMode::Start).take(BATCH_ENTRIES) {
-                    batch.delete_cf(family, item.map_err(failed)?.0);
-                }
-                if batch.is_empty() {
-                    break;
-                }
-                self.db.write(batch).map_err(failed)?;
-            }
-        }
-        Ok(())
+        self.writing(|db| [PACKS, ENTRIES, DISTRUSTED].iter().try_for_each(|f| clear(db, f)))
     }
 
     fn for_each(
         &self,
         visit: &mut dyn FnMut(ObjectKey, Place) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        for item in self.db.iterator_cf(self.family(ENTRIES), IteratorMode::Start) {
-            let (key, value) = item.map_err(failed)?;
-            visit(decode_key(&key)?, decode_place(&value)?)?;
-        }
-        Ok(())
+        self.reading(|db| {
+            for item in db.iterator_cf(family(db, ENTRIES), IteratorMode::Start) {
+                let (key, value) = item.map_err(failed)?;
+                visit(decode_key(&key)?, decode_place(&value)?)?;
+            }
+            Ok(())
+        })
     }
 
     fn distrust(&self, keys: &[ObjectKey]) -> Result<(), StoreError> {
-        let family = self.family(DISTRUSTED);
-        let mut batch = WriteBatch::default();
-        keys.iter().for_each(|key| batch.put_cf(family, key.0, []));
-        self.db.write(batch).map_err(failed)
+        self.writing(|db| {
+            let mut batch = WriteBatch::default();
+            keys.iter().for_each(|key| batch.put_cf(family(db, DISTRUSTED), key.0, []));
+            db.write(batch).map_err(failed)
+        })
     }
 
     fn distrusted(&self) -> Result<Vec<ObjectKey>, StoreError> {
-        let all = self.db.iterator_cf(self.family(DISTRUSTED), IteratorMode::Start);
-        all.map(|item| decode_key(&item.map_err(failed)?.0)).collect()
+        self.reading(|db| {
+            let all = db.iterator_cf(family(db, DISTRUSTED), IteratorMode::Start);
+            all.map(|item| decode_key(&item.map_err(failed)?.0)).collect()
+        })
+    }
+}
+
+fn clear(db: &DB, name: &'static str) -> Result<(), StoreError> {
+    let family = family(db, name);
+    loop {
+        let mut batch = WriteBatch::default();
+        for item in db.iterator_cf(family, IteratorMode::Start).take(BATCH_ENTRIES) {
+            batch.delete_cf(family, item.map_err(failed)?.0);
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        db.write(batch).map_err(failed)?;
     }
 }

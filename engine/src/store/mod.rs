@@ -1,5 +1,7 @@
 //! The store: everything that callers do, in one place.
 
+#[cfg(test)]
+mod garbage;
 mod open;
 
 use std::fs::File;

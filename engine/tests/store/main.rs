@@ -3,4 +3,8 @@
 mod catalog;
 mod common;
 mod damage;
+mod full;
+mod golden;
+mod model;
+mod root;
 mod round_trip;

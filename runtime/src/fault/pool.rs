@@ -262,9 +262,9 @@ impl Pool {
         self.counters.attempted.fetch_add(1, Ordering::SeqCst);
         let result = act();
         if let Ok(Installed::New) = result {
-            self.counters.installed.fetch_add(1, Ordering::SeqCst);
             kind.fetch_add(1, Ordering::Relaxed);
             for_machine.pages_installed.fetch_add(1, Ordering::Relaxed);
+            self.counters.installed.fetch_add(1, Ordering::SeqCst);
         } else {
             self.counters.attempted.fetch_sub(1, Ordering::SeqCst);
         }

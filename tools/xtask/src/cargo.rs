@@ -4,9 +4,10 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 
-use crate::cache::{self, Key};
+use crate::cache;
 use crate::checkout::Checkout;
 use crate::process::run_shown;
 
@@ -62,8 +63,17 @@ pub(crate) fn target_folder(checkout: &Checkout) -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os("CARGO_TARGET_DIR").filter(|value| !value.is_empty()) {
         return Ok(checkout.root().join(folder));
     }
-    let output = Command::new("rustc").arg("-vV").current_dir(checkout.root()).output()?;
-    let mut compiler = Key::default().bytes("rustc", &output.stdout).finish();
+    // As `.ci/run` finds it: `rustc -vV | sha256sum`.
+    let output = Command::new("rustc")
+        .arg("-vV")
+        .current_dir(checkout.root())
+        .output()
+        .context("cannot start rustc")?;
+    if !output.status.success() {
+        bail!("rustc -vV ended with {}", output.status);
+    }
+    let digest = Sha256::digest(&output.stdout);
+    let mut compiler: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     compiler.truncate(COMPILER_DIGITS);
     Ok(cache::folder()?.join(format!("target-{compiler}")))
 }

@@ -11,9 +11,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::super::{Library, Page, Script, ScriptedLibrary, Settings, serve_pages};
+use crate::host::PagerStats;
 use crate::protocol::{
-    Content, MachineFaults, MachineKey, PagerEvent, PagerMessage, PagerReply, PagerRequest, PoolId,
-    PoolStats, Region,
+    Content, MachineKey, PagerEvent, PagerMessage, PagerReply, PagerRequest, PoolId, PoolStats,
+    Region,
 };
 use crate::sys::channel::Channel;
 use crate::sys::pagemap::Pagemap;
@@ -103,15 +104,26 @@ impl Host {
         fork
     }
 
-    pub(super) fn stats(&self) -> (Vec<(PoolId, PoolStats)>, Vec<(MachineKey, MachineFaults)>) {
+    pub(super) fn stats(&self) -> PagerStats {
         match self.call(&PagerRequest::Stats, &[]).0 {
             Ok(PagerReply::Stats { pools, machines }) => (pools, machines),
             other => panic!("{other:?}"),
         }
     }
 
-    pub(super) fn pool(&self) -> PoolStats {
-        self.stats().0[0].1
+    /// The counters of the only pool, when they are as expected: the last
+    /// fetch may still be at its neighbours when all that was asked for is
+    /// there. Counters that never come to that are a failure.
+    pub(super) fn pool_with(&self, expected: impl Fn(&PoolStats) -> bool) -> PoolStats {
+        let begun = std::time::Instant::now();
+        loop {
+            let stats = self.stats().0[0].1;
+            if expected(&stats) {
+                return stats;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "{stats:?}");
+            std::thread::yield_now();
+        }
     }
 
     /// The next event; its absence is a failure, never a hang.

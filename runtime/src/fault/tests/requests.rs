@@ -16,6 +16,7 @@ fn a_pool_closes_only_when_no_machine_uses_it() {
     let memory = host.open_pool(1);
     let fork = host.fork(9, 1, &memory);
     fork.read(0);
+    host.pool_with(|stats| stats.resident_pages == 16);
     let close = PagerRequest::ClosePool { pool: PoolId(1) };
     assert!(host.call(&close, &[]).0.unwrap_err().contains("in use"));
     let (reply, _) = host.call(&PagerRequest::Detach { machine: MachineKey(9) }, &[]);

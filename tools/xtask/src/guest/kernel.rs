@@ -13,6 +13,19 @@ use crate::process::{first_line, run_logged};
 
 const SOURCE: &str = "/usr/src/linux-source-6.1.tar.xz";
 
+/// Variables of the user's that would change what the kernel's makefiles do.
+const FOREIGN: [&str; 9] = [
+    "ARCH",
+    "CROSS_COMPILE",
+    "INSTALL_PATH",
+    "KBUILD_OUTPUT",
+    "KCFLAGS",
+    "KCONFIG_CONFIG",
+    "LLVM",
+    "MAKEFLAGS",
+    "MFLAGS",
+];
+
 /// Which kernel, by the kind of KVM that is to run it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -62,8 +75,9 @@ pub(super) fn make(checkout: &Checkout, cache: &Path, flavour: Flavour) -> Resul
         let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let mut command = Command::new(recipe.join("build.sh"));
         command.arg(source).arg(flavour.name()).arg(jobs.to_string()).current_dir(partial);
-        // The variables by which make tells a child of its own options.
-        command.env_remove("MAKEFLAGS").env_remove("MFLAGS");
+        for name in FOREIGN {
+            command.env_remove(name);
+        }
         let log = cache.join(format!("{kind}.log"));
         run_logged(&format!("building the guest's kernel ({})", flavour.name()), command, &log)
     })?;

@@ -111,7 +111,7 @@ mod tests {
     fn comments_and_literals_go_and_code_stays_in_place() {
         let cases = [
             ("a // b\nc", "a     \nc"),
-            ("a /* /* b */ */ c", "a                 c"),
+            ("a /* /* b */ */ c", "a               c"),
             (r#"a("b\"c") d"#, r"a(      ) d"),
             ("r#\"a\"b\"# c", "         c"),
             ("'\\'' 'x' 'static '\"' a", "         'static     a"),

@@ -1,23 +1,10 @@
-//! The agent and its client, joined by a socket pair on the host.
+//! Programs: their streams, their ends, their terminals.
 
-mod support;
+use std::io::Read;
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use coppice_agent::{Captured, Exec, ExecEvent, ExitStatus, RefusalKind, WindowSize};
 
-use coppice_agent::{
-    Captured, ClientError, Exec, ExecEvent, ExitStatus, Identity, MAX_FRAME, MIN_ENTROPY,
-    RefusalKind, Reply, Request, VERSION, WindowSize, decode, encode, read_frame,
-};
-use support::{Machine, command, shell};
-
-fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> (RefusalKind, String) {
-    match result.unwrap_err() {
-        ClientError::Refused { kind, message } => (kind, message),
-        other => panic!("not a refusal: {other}"),
-    }
-}
+use crate::support::{self, Machine, command, refusal, shell};
 
 #[test]
 fn output_and_exit_codes_come_back() {
@@ -186,109 +173,4 @@ fn a_connection_serves_several_operations() {
     assert_eq!(client.ping().unwrap(), 0);
     let again = client.run(command(&["echo", "again"]), b"").unwrap();
     assert_eq!(again.stdout, b"again\n");
-}
-
-fn identity(generation: u64) -> Identity {
-    Identity {
-        generation,
-        entropy: vec![9; MIN_ENTROPY],
-        realtime_ns: 1_700_000_000_000_000_000,
-        hostname: "stem-1".to_owned(),
-        machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
-    }
-}
-
-#[test]
-fn nothing_but_ping_and_renew_is_answered_before_the_renewal() {
-    let machine = Machine::new();
-    let refused = |result| {
-        let (kind, message) = refusal(result);
-        assert_eq!(kind, RefusalKind::NotRenewed, "{message}");
-    };
-    let (here, there) = (machine.dir().join("here"), machine.dir().join("there"));
-    std::fs::write(&here, "x").unwrap();
-    refused(machine.client_of(5).run(command(&["true"]), b"").map(drop));
-    refused(machine.client_of(5).put(&here, &there).map(drop));
-    refused(machine.client_of(5).get(&here, &there).map(drop));
-    refused(machine.client_of(5).shutdown());
-    assert!(!there.exists());
-    assert_eq!(machine.client_of(5).ping().unwrap(), 0);
-
-    let mut client = machine.client_of(5);
-    client.renew(&identity(5)).unwrap();
-    assert_eq!(client.ping().unwrap(), 5);
-    assert_eq!(client.run(command(&["true"]), b"").unwrap().status, ExitStatus::Code(0));
-    let read = |name| std::fs::read_to_string(machine.dir().join("etc").join(name)).unwrap();
-    assert_eq!(read("hostname"), "stem-1\n");
-    assert_eq!(read("machine-id"), "0123456789abcdef0123456789abcdef\n");
-
-    // The host of its ancestor, or of a sibling, is not its host any more.
-    refused(machine.client_of(0).run(command(&["true"]), b"").map(drop));
-    refused(machine.client_of(6).run(command(&["true"]), b"").map(drop));
-}
-
-#[test]
-fn a_renewal_that_fails_leaves_the_machine_refusing() {
-    let machine = Machine::new();
-    let spoiled = Identity { hostname: "no spaces".to_owned(), ..identity(5) };
-    assert_eq!(refusal(machine.client_of(5).renew(&spoiled)).0, RefusalKind::Invalid);
-    assert_eq!(refusal(machine.client_of(6).renew(&identity(5))).0, RefusalKind::Invalid);
-    let (kind, _) = refusal(machine.client_of(5).run(command(&["true"]), b""));
-    assert_eq!(kind, RefusalKind::NotRenewed);
-}
-
-#[test]
-fn a_shutdown_is_confirmed() {
-    let machine = Machine::new();
-    machine.client().shutdown().unwrap();
-}
-
-fn talk(machine: &Machine, bytes: &[u8]) -> Vec<u8> {
-    let mut stream: UnixStream = machine.connect();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    // The agent may hang up before it has read all of the garbage.
-    let _sent = stream.write_all(bytes);
-    let mut answer = Vec::new();
-    let _reset = stream.read_to_end(&mut answer);
-    answer
-}
-
-#[test]
-fn garbage_ends_the_connection_and_nothing_else() {
-    let machine = Machine::new();
-    let hello = |version| {
-        let mut wire = Vec::new();
-        encode(&Request::Hello { version, generation: 0 }, b"", &mut wire).unwrap();
-        wire
-    };
-    let oversize = u32::try_from(MAX_FRAME + 1).unwrap().to_le_bytes();
-    assert!(talk(&machine, &oversize).is_empty());
-    assert!(talk(&machine, b"GET / HTTP/1.1\r\n\r\n").is_empty());
-    assert!(talk(&machine, &[5, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff]).is_empty());
-    assert!(talk(&machine, &[hello(VERSION), oversize.to_vec()].concat()).is_empty());
-    let mut early = Vec::new();
-    encode(&Request::Ping, b"", &mut early).unwrap();
-    assert!(talk(&machine, &early).is_empty(), "no greeting, no answer");
-
-    let answer = talk(&machine, &hello(VERSION + 1));
-    let mut body = Vec::new();
-    read_frame(&mut &answer[..], &mut body).unwrap();
-    let (reply, _) = decode::<Reply>(&body).unwrap();
-    assert!(matches!(reply, Reply::Refused { kind: RefusalKind::Invalid, .. }));
-
-    assert_eq!(machine.client().ping().unwrap(), 0, "the next connection is served");
-}
-
-#[test]
-fn input_beyond_the_credit_ends_the_connection() {
-    let machine = Machine::new();
-    let mut wire = Vec::new();
-    encode(&Request::Hello { version: VERSION, generation: 0 }, b"", &mut wire).unwrap();
-    let exec = Exec { stdin: true, ..command(&["sleep", "1000"]) };
-    encode(&Request::Exec(exec), b"", &mut wire).unwrap();
-    for _ in 0..64 {
-        encode(&Request::Stdin, &[0; 16 << 10], &mut wire).unwrap();
-    }
-    // What matters is that this returns: the agent hangs up and kills.
-    drop(talk(&machine, &wire));
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use coppice_agent::guest::{Agent, Settings, Targets};
-use coppice_agent::{Client, Exec};
+use coppice_agent::{Client, ClientError, Exec, RefusalKind};
 
 pub(crate) struct Machine {
     agent: Arc<Agent>,
@@ -66,4 +66,12 @@ pub(crate) fn fifo(path: &Path) -> JoinHandle<File> {
     make_fifo(path);
     let path: PathBuf = path.to_path_buf();
     thread::spawn(move || File::open(path).unwrap())
+}
+
+/// The refusal that an operation must have met.
+pub(crate) fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> (RefusalKind, String) {
+    match result {
+        Err(ClientError::Refused { kind, message }) => (kind, message),
+        other => panic!("not a refusal: {other:?}"),
+    }
 }
