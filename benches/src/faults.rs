@@ -10,17 +10,22 @@ use crate::family::Fork;
 use crate::figures::Spread;
 use crate::guest::DATA_PAGE;
 use crate::orders::Kind;
-use crate::pools::Pool;
+use crate::pools::{self, Pool};
 
 /// Faults of a thread in a process of its own, answered by another process.
 #[derive(Debug, Serialize)]
 pub struct Faults {
     /// One thread that polls, reads and copies; nothing else.
     pub bare_us: Spread,
+    /// The same thread, but it copies into a file that the process maps
+    /// privately, and wakes it: the least that shares a page between forks.
+    pub bare_shared_us: Spread,
     /// Through a pool whose pages lie decoded and verified in memory.
     pub pool_memory_us: Spread,
     /// The median of that by the bare median.
     pub pool_memory_to_bare_p50_ratio: f64,
+    /// The median of that by the bare shared median.
+    pub pool_memory_to_bare_shared_p50_ratio: f64,
     /// Through a pool over a store: read, checksum, decompression and hash.
     /// Each fault reads a frame of up to 16 pages.
     pub pool_store_us: Spread,
@@ -40,16 +45,24 @@ pub fn measure(memory: &Pool, store: &Pool, pages: u64) -> Result<Faults> {
     let bare = Fork::start()?;
     let mapped = bare.map(Kind::Anonymous { len: pages * 4096 }, None)?;
     let _handler = BareHandler::start(mapped.userfault.context("a userfaultfd")?)?;
+    let file = pools::memory_file(&[])?;
+    file.set_len(pages * 4096)?;
+    let shared = Fork::start()?;
+    let mapped = shared.map(Kind::Pooled, Some(file.as_fd()))?;
+    let userfault = mapped.userfault.context("a userfaultfd")?;
+    let _beside = BareHandler::start_beside(userfault, &file, mapped.address)?;
     let through_memory = attached(memory)?;
     let through_store = attached(store)?;
 
-    let (mut bare_ns, mut memory_ns, mut store_ns) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut bare_ns, mut shared_ns) = (Vec::new(), Vec::new());
+    let (mut memory_ns, mut store_ns) = (Vec::new(), Vec::new());
     // The first turn warms everything up and is not counted.
     let turns = (data / 16 / TURN).clamp(2, 20);
     for turn in 0..turns {
         let first = DATA_PAGE + turn * TURN * 16;
         for (fork, taken) in [
             (&bare, &mut bare_ns),
+            (&shared, &mut shared_ns),
             (&through_memory, &mut memory_ns),
             (&through_store, &mut store_ns),
         ] {
@@ -65,6 +78,7 @@ pub fn measure(memory: &Pool, store: &Pool, pages: u64) -> Result<Faults> {
     let stats = store.stats()?;
     let store_total: u64 = store_ns.iter().sum();
     let bare_us = Spread::of_ns_in_us(bare_ns);
+    let bare_shared_us = Spread::of_ns_in_us(shared_ns);
     let pool_memory_us = Spread::of_ns_in_us(memory_ns);
     let pages_per_fault =
         crate::figures::real(stats.resident_pages) / crate::figures::real(stats.frames_read.max(1));
@@ -73,7 +87,9 @@ pub fn measure(memory: &Pool, store: &Pool, pages: u64) -> Result<Faults> {
         / crate::figures::real((store_ns.len() as u64).max(1));
     Ok(Faults {
         pool_memory_to_bare_p50_ratio: pool_memory_us.p50 / bare_us.p50,
+        pool_memory_to_bare_shared_p50_ratio: pool_memory_us.p50 / bare_shared_us.p50,
         bare_us,
+        bare_shared_us,
         pool_memory_us,
         pool_store_us: Spread::of_ns_in_us(store_ns),
         pool_store_per_page_us: mean_us / pages_per_fault,
