@@ -36,14 +36,10 @@ pub(crate) fn run(checkout: &Checkout) -> Result<()> {
 fn deny(checkout: &Checkout) -> Result<()> {
     let program = deny_program()?;
     let mut command = Command::new(program);
-    command.current_dir(checkout.root()).args([
-        "--all-features",
-        "--locked",
-        "check",
-        "licenses",
-        "bans",
-        "sources",
-    ]);
+    command
+        .current_dir(checkout.root())
+        .args(["--all-features", "--locked", "check", "--hide-inclusion-graph"])
+        .args(["licenses", "bans", "sources"]);
     run_shown("checking the dependencies", command)
 }
 
