@@ -46,6 +46,9 @@ struct Fork {
     machine: Option<Machine>,
 }
 
+/// A machine, and what its memory is registered with.
+type Forked = (Machine, Option<Userfault>);
+
 type Reply = (Answer, Vec<OwnedFd>);
 
 impl Fork {
@@ -89,16 +92,23 @@ impl Fork {
 
     fn race(&self, rounds: u32, bare: &File, pool: &File) -> Result<Answer> {
         let (mut bares, mut pooled) = (Vec::new(), Vec::new());
+        // All live until the end: a memslot waits for the machines that are
+        // being taken down.
+        let mut machines = Vec::new();
         for _ in 0..rounds {
-            bares.push(self.fork_of(bare, false)?);
-            pooled.push(self.fork_of(pool, true)?);
+            let (machine, steps) = self.fork_of(bare, false)?;
+            bares.push(steps);
+            machines.push(machine);
+            let (machine, steps) = self.fork_of(pool, true)?;
+            pooled.push(steps);
+            machines.push(machine);
         }
         Ok(Answer::Raced { bare: bares, pooled })
     }
 
-    /// Makes a machine and drops it. Nobody serves its faults: the pages of
-    /// the first instruction are resident.
-    fn fork_of(&self, file: &File, register: bool) -> Result<Steps> {
+    /// Makes a machine. Nobody serves its faults: the pages of the first
+    /// instruction are resident.
+    fn fork_of(&self, file: &File, register: bool) -> Result<(Forked, Steps)> {
         let mut userfault = None;
         let (machine, steps) = Machine::fork(&self.kvm, || {
             let memory = Mapping::of(file)?;
@@ -107,8 +117,7 @@ impl Fork {
             }
             Ok(memory)
         })?;
-        drop(machine);
-        Ok(steps)
+        Ok(((machine, userfault), steps))
     }
 
     fn map(&mut self, kind: Kind, file: Option<&File>) -> Result<Reply> {

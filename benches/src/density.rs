@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::accounting::{Host, Process};
@@ -16,7 +16,12 @@ use crate::pools::Pool;
 /// Memory of one fork, in KiB, the mean over all unless it is a spread.
 #[derive(Debug, Serialize)]
 pub struct PerFork {
-    /// What the host had less, the pool's growth not included.
+    /// All parts that the kernel accounts for, each from its own account:
+    /// private guest pages, page tables of process and hypervisor, the process
+    /// and the kernel's small objects.
+    pub parts_kib: f64,
+    /// What the host had less, the pool's growth not included. Whatever else
+    /// the host does meanwhile is in it: it means something on a quiet host.
     pub host_kib: f64,
     /// Guest pages of its own: what it wrote.
     pub guest_private_kib: Spread,
@@ -50,44 +55,62 @@ pub struct Density {
     pub bare: PerFork,
     /// A process and a machine on a pool.
     pub pooled: PerFork,
-    /// Host memory of one by the other.
+    /// The parts of one by those of the other.
+    pub pooled_to_bare_parts_ratio: f64,
+    /// Host memory of one by the other, on a quiet host.
     pub pooled_to_bare_host_ratio: f64,
     /// What the pool grew by for all of them together.
-    pub pool_growth_kib: i64,
+    pub pool_growth_kib: u64,
 }
+
+/// Series of each kind, in turn; the median is told.
+const SERIES: usize = 3;
 
 const READS: u64 = 1000;
 const WRITES: u64 = 50;
 
-/// Measures `machines` bare ones, and then as many on the pool.
+/// Measures series of `machines` bare ones and of as many on the pool.
 pub fn measure(image: &File, pool: &Pool, machines: u32, mask: u64) -> Result<Density> {
-    let (bare, _) = series(machines, mask, || {
+    let make_bare = || {
         let fork = Fork::start()?;
         let mapped = fork.map(Kind::Bare, Some(image.as_fd()))?;
         Ok((fork, mapped))
-    })?;
-    let (pooled, pool_growth_kib) = series(machines, mask, || {
+    };
+    let make_pooled = || {
         let fork = Fork::start()?;
         let mapped = fork.map(Kind::Pooled, Some(pool.memory().as_fd()))?;
         pool.attach(&mapped)?;
         Ok((fork, mapped))
-    })?;
+    };
+    let resident_before = pool.stats()?.resident_pages;
+    let (mut bare, mut pooled) = (Vec::new(), Vec::new());
+    for _ in 0..SERIES {
+        bare.push(series(machines, mask, make_bare)?);
+        pooled.push(series(machines, mask, make_pooled)?);
+    }
+    let (bare, pooled) = (median(bare)?, median(pooled)?);
+    let pool_growth_pages = pool.stats()?.resident_pages - resident_before;
     Ok(Density {
         machines,
         read_pages: READS,
         written_pages: WRITES,
+        pooled_to_bare_parts_ratio: pooled.parts_kib / bare.parts_kib,
         pooled_to_bare_host_ratio: pooled.host_kib / bare.host_kib,
         bare,
         pooled,
-        pool_growth_kib,
+        pool_growth_kib: pool_growth_pages * 4,
     })
 }
 
-fn series(
-    machines: u32,
-    mask: u64,
-    make: impl Fn() -> Result<(Fork, Mapped)>,
-) -> Result<(PerFork, i64)> {
+/// The series in the middle: other processes of the host come
+/// and go, and their memory is in the same account.
+fn median(mut all: Vec<PerFork>) -> Result<PerFork> {
+    all.sort_by(|a, b| a.parts_kib.total_cmp(&b.parts_kib));
+    let middle = all.len() / 2;
+    all.into_iter().nth(middle).context("at least one series")
+}
+
+fn series(machines: u32, mask: u64, make: impl Fn() -> Result<(Fork, Mapped)>) -> Result<PerFork> {
     // One that comes and goes, so that nothing is counted that only the first costs.
     drop(lived(&make, mask)?);
     let before = Host::now()?;
@@ -109,23 +132,23 @@ fn series(
     let guest_private = counts.iter().map(|counts| counts.private * 4);
     let guest_private_kib = Spread::of(guest_private.clone().map(real));
     let private_mean = real(guest_private.sum()) / f64::from(machines.max(1));
-    Ok((
-        PerFork {
-            host_kib,
-            guest_private_kib,
-            guest_shared_kib: Spread::of(counts.iter().map(|counts| real(counts.shared * 4))),
-            page_tables_kib: spread(&processes, |process| process.page_tables_kib),
-            vmm_private_kib: spread(&processes, |process| process.private_kib),
-            vmm_shared_part_kib: spread(&processes, |process| process.shared_part_kib),
-            kvm_page_tables_kib: each(spent.kvm_page_tables_kib),
-            kernel_slab_kib: each(spent.slab_kib),
-            kvm_and_kernel_kib: host_kib
-                - private_mean
-                - mean(&|process| process.page_tables_kib)
-                - mean(&|process| process.private_kib),
-        },
-        spent.shmem_kib,
-    ))
+    let known_kib = private_mean
+        + mean(&|process| process.page_tables_kib)
+        + mean(&|process| process.private_kib);
+    let (kvm_page_tables_kib, kernel_slab_kib) =
+        (each(spent.kvm_page_tables_kib), each(spent.slab_kib));
+    Ok(PerFork {
+        parts_kib: known_kib + kvm_page_tables_kib + kernel_slab_kib,
+        host_kib,
+        guest_private_kib,
+        guest_shared_kib: Spread::of(counts.iter().map(|counts| real(counts.shared * 4))),
+        page_tables_kib: spread(&processes, |process| process.page_tables_kib),
+        vmm_private_kib: spread(&processes, |process| process.private_kib),
+        vmm_shared_part_kib: spread(&processes, |process| process.shared_part_kib),
+        kvm_page_tables_kib,
+        kernel_slab_kib,
+        kvm_and_kernel_kib: host_kib - known_kib,
+    })
 }
 
 /// A fork that has run, read and written.

@@ -30,29 +30,32 @@ pub struct DirtyScan {
     pub added_ns_per_dirty_page: f64,
 }
 
-const SCANS: usize = 30;
+const SCANS: usize = 40;
 
-/// Maps a resident pool whole, and dirties a sixteenth of it. The guest's
-/// own walk says which pages must be found.
+/// Maps a resident pool whole in two forks, dirties a sixteenth of the one,
+/// and scans both in turn. The guest's own walk says which pages must be
+/// found.
 pub fn measure(pool: &Pool, mask: u64) -> Result<DirtyScan> {
-    let fork = Fork::start()?;
-    let mapped = fork.map(Kind::Pooled, Some(pool.memory().as_fd()))?;
-    pool.attach(&mapped)?;
-    fork.touch(0, 1, mapped.len / 4096)?;
-    fork.order(&Order::Populate, &[])?;
-    fork.order(&Order::Run, &[])?;
-    let range = mapped.address..mapped.address + mapped.len;
-    let mapped_pages = mapped.pagemap.count(range)?.shared;
-    let (clean_us, clean) = scans(&mapped)?;
-    ensure!(clean.is_empty(), "a machine that has written nothing has dirty pages: {clean:?}");
-
+    let (_idle, untouched) = mapped_whole(pool)?;
+    let (busy, written) = mapped_whole(pool)?;
     let walk = Walk::scattered(1, (mask + 1) / 16, mask, true);
-    fork.walk(walk)?;
-    let (dirty_us, dirty) = scans(&mapped)?;
-    let mut written = walk.pages();
-    written.sort_unstable();
-    let found: Vec<u64> = dirty.iter().flat_map(|run| run.first..run.first + run.count).collect();
-    ensure!(found == written, "the scan found {} pages of {}", found.len(), written.len());
+    busy.walk(walk)?;
+
+    let (mut clean_ns, mut dirty_ns) = (Vec::new(), Vec::new());
+    for _ in 0..SCANS {
+        let (ns, none) = scan(&untouched)?;
+        ensure!(none.is_empty(), "a machine that wrote nothing has dirty pages: {none:?}");
+        clean_ns.push(ns);
+        let (ns, found) = scan(&written)?;
+        let found: Vec<u64> =
+            found.iter().flat_map(|run| run.first..run.first + run.count).collect();
+        let mut expected = walk.pages();
+        expected.sort_unstable();
+        ensure!(found == expected, "the scan found {} of {}", found.len(), expected.len());
+        dirty_ns.push(ns);
+    }
+    let mapped_pages = untouched.pagemap.count(range(&untouched))?.shared;
+    let (clean_us, dirty_us) = (Spread::of_ns_in_us(clean_ns), Spread::of_ns_in_us(dirty_ns));
     Ok(DirtyScan {
         mapped_pages,
         clean_us_per_mapped_gib: clean_us.p50 * real((1 << 30) / 4096) / real(mapped_pages.max(1)),
@@ -63,13 +66,22 @@ pub fn measure(pool: &Pool, mask: u64) -> Result<DirtyScan> {
     })
 }
 
-fn scans(mapped: &Mapped) -> Result<(Spread, Vec<PageRun>)> {
-    let mut taken = Vec::new();
-    let mut found = Vec::new();
-    for _ in 0..SCANS {
-        let mut watch = Stopwatch::start();
-        found = mapped.pagemap.dirty(mapped.address..mapped.address + mapped.len)?;
-        taken.push(watch.lap_ns());
-    }
-    Ok((Spread::of_ns_in_us(taken), found))
+fn mapped_whole(pool: &Pool) -> Result<(Fork, Mapped)> {
+    let fork = Fork::start()?;
+    let mapped = fork.map(Kind::Pooled, Some(pool.memory().as_fd()))?;
+    pool.attach(&mapped)?;
+    fork.touch(0, 1, mapped.len / 4096)?;
+    fork.order(&Order::Populate, &[])?;
+    fork.order(&Order::Run, &[])?;
+    Ok((fork, mapped))
+}
+
+fn scan(mapped: &Mapped) -> Result<(u64, Vec<PageRun>)> {
+    let mut watch = Stopwatch::start();
+    let found = mapped.pagemap.dirty(range(mapped))?;
+    Ok((watch.lap_ns(), found))
+}
+
+fn range(mapped: &Mapped) -> std::ops::Range<u64> {
+    mapped.address..mapped.address + mapped.len
 }

@@ -37,10 +37,10 @@ const PDPT: u64 = 0x2000;
 const DIRECTORIES: u64 = 0x8000;
 const GIB: u64 = 1 << 30;
 
-/// Present, writable, for ring 3.
-const TABLE: u64 = 0b111;
-/// The same, accessed and dirty already, and 2 MiB long: the processor has no
-/// reason to write to the page tables.
+/// Present, writable, for ring 3, and accessed already, so that no walk of
+/// the tables writes to them.
+const TABLE: u64 = 0b10_0111;
+/// The same, dirty already, and 2 MiB long.
 const LARGE: u64 = 0b1110_0111;
 
 /// A walk over pages.
@@ -102,9 +102,9 @@ const PROGRAM: [u8; 44] = [
     0x48, 0x89, 0x08, //       mov [rax], rcx
     //                    done:
     0x48, 0xFF, 0xC9, //       dec rcx
-    0x75, 0xDB, //             jnz next
+    0x75, 0xDA, //             jnz next
     0xE6, 0x10, //             out 0x10, al     says that it is done
-    0xEB, 0xD7, //             jmp next         with what the host set meanwhile
+    0xEB, 0xD6, //             jmp next         with what the host set meanwhile
 ];
 
 /// The whole memory. Data pages hold their own index, so none is zero.

@@ -1,4 +1,4 @@
-//! Private mappings of a memory file, as machines have them.
+//! Mappings of memory, as machines and the bare fault handler have them.
 #![expect(unsafe_code, reason = "mmap, munmap and touching mapped pages")]
 
 use std::io;
@@ -7,7 +7,7 @@ use std::ptr::null_mut;
 
 use crate::guest::PAGE;
 
-/// A private mapping of a whole file.
+/// A mapping, unmapped when dropped.
 #[derive(Debug)]
 pub struct Mapping {
     address: usize,
@@ -19,6 +19,12 @@ impl Mapping {
     pub fn of(file: &std::fs::File) -> io::Result<Self> {
         let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
         Self::new(len, libc::MAP_PRIVATE | libc::MAP_NORESERVE, file.as_raw_fd())
+    }
+
+    /// Maps a file so that others see what is put into it.
+    pub fn shared(file: &std::fs::File) -> io::Result<Self> {
+        let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        Self::new(len, libc::MAP_SHARED | libc::MAP_NORESERVE, file.as_raw_fd())
     }
 
     /// Maps memory that nobody else has.

@@ -87,12 +87,10 @@ fn measure(arguments: &Arguments) -> Result<()> {
     // The largest power of two of data pages.
     let mask = (1 << (pages - DATA_PAGE).ilog2()) - 1;
 
-    say("store");
-    let store = Pool::in_store(&image, folder.path())?;
-    let memory = Pool::in_memory(&image)?;
     say("faults");
-    let fault = faults::measure(&memory, &store, pages)?;
+    let fault = faults::measure(&image, pages)?;
     say("forks");
+    let store = Pool::in_store(&image, folder.path())?;
     forks::run_template(&store)?;
     let fork = forks::measure(&image, &store, arguments.forks, arguments.rounds)?;
     say("dirty scan");

@@ -91,11 +91,13 @@ fn the_same_bytes_heal_what_check_found() {
     let dir = tempfile::tempdir().expect("a folder");
     let (bytes, image) = two_snapshots(dir.path());
     flip(&packs(dir.path())[0], 16 + 80 + 100);
-    let store = open(dir.path());
+    let mut store = open(dir.path());
     assert!(!check(&store).is_clean());
-    // What was found bad is remembered.
-    drop(store);
-    let store = open(dir.path());
+    // An index on disk remembers what was found bad.
+    if cfg!(feature = "rocksdb") {
+        drop(store);
+        store = open(dir.path());
+    }
     commit_bytes(&store, &bytes, "again");
     assert_eq!(read_all(&store, &image), bytes);
     let report = check(&store);

@@ -175,7 +175,7 @@ impl Assembler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{Reply, Request};
+    use crate::protocol::{Entry, EntryKind, Exec, Reply, Request, WindowSize};
 
     #[test]
     fn a_message_and_its_payload_survive_any_fragmentation() {
@@ -227,5 +227,39 @@ mod tests {
     #[test]
     fn garbage_is_malformed() {
         assert!(matches!(decode::<Request>(&[0xff; 8]), Err(FrameError::Malformed(_))));
+    }
+
+    /// Whatever comes, a decoder returns: flipped bits, cuts, lengths that
+    /// announce more than there is.
+    #[test]
+    fn no_damage_makes_a_decoder_panic() {
+        let exec = Exec {
+            argv: vec![b"sh".to_vec(), b"-c".to_vec()],
+            env: vec![(b"A".to_vec(), b"1".to_vec())],
+            cwd: Some(b"/".to_vec()),
+            tty: Some(WindowSize { rows: 24, columns: 80 }),
+            ..Exec::default()
+        };
+        let entry = Entry {
+            path: b"a/b".to_vec(),
+            kind: EntryKind::Symlink { target: b"c".to_vec() },
+            mtime_ns: -1,
+        };
+        let mut wire = Vec::new();
+        for message in [Request::Exec(exec), Request::Entry(entry.clone()), Request::Signal(9)] {
+            encode(&message, b"payload", &mut wire).unwrap();
+        }
+        encode(&Reply::Entry(entry), b"", &mut wire).unwrap();
+        for bit in 0..wire.len() * 8 {
+            let mut damaged = wire.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            for start in 0..damaged.len() {
+                // Only that it comes back counts, not with what.
+                let _request = decode::<Request>(&damaged[start..]);
+                let _reply = decode::<Reply>(&damaged[start..]);
+            }
+        }
+        let announces_4_gib = [&[3, 1][..], &[0xff, 0xff, 0xff, 0xff, 0x0f]].concat();
+        assert!(decode::<Request>(&announces_4_gib).is_err());
     }
 }

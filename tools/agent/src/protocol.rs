@@ -190,7 +190,8 @@ pub struct Exec {
     /// Whether standard input follows; otherwise it is `/dev/null`.
     pub stdin: bool,
     /// What becomes of the program when the connection breaks: it goes on,
-    /// with its output discarded, or its process group is killed.
+    /// with its output discarded, or its process group is killed. In a restored
+    /// machine every connection of its ancestor is broken.
     pub detach: bool,
 }
 

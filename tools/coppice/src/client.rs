@@ -78,14 +78,6 @@ impl Client {
 
     /// Starts a supervisor and waits until it listens.
     fn start(&self) -> Result<Channel> {
-        self.paths.create().with_context(|| {
-            format!("cannot make the store folder {}", self.paths.store().display())
-        })?;
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.paths.supervisor_log())
-            .with_context(|| format!("cannot write {}", self.paths.supervisor_log().display()))?;
         let startup_errors = tempfile()?;
         let program = std::env::current_exe().context("cannot find the coppice program itself")?;
         let mut child = Command::new(program)
@@ -93,7 +85,7 @@ impl Client {
             .arg(self.paths.store())
             .args(["serve", "--background"])
             .stdin(Stdio::null())
-            .stdout(log)
+            .stdout(Stdio::null())
             .stderr(startup_errors.try_clone()?)
             .spawn()
             .context("cannot start the supervisor")?;

@@ -93,12 +93,7 @@ fn log_to_stderr() {
         .init();
 }
 
-/// Standard error of a supervisor is kept for why it could not start.
-fn log_to_stdout() {
-    tracing_subscriber::fmt().with_env_filter(log_filter()).with_ansi(false).init();
-}
-
-fn log_filter() -> tracing_subscriber::EnvFilter {
+pub(crate) fn log_filter() -> tracing_subscriber::EnvFilter {
     tracing_subscriber::EnvFilter::try_from_env("COPPICE_LOG").unwrap_or_else(|_| "info".into())
 }
 
@@ -106,7 +101,6 @@ fn serve(folder: PathBuf, options: &Serve) -> Result<ExitCode> {
     if options.stop {
         return stop_serving(folder);
     }
-    log_to_stdout();
     supervisor::serve(Paths::new(folder)?, options.background)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -4,7 +4,7 @@
 import os, socket, sys, time
 
 word, answered, marks = "", 0, []
-ballast = os.urandom(4 << 20)
+ballast = bytearray(b"".join(n.to_bytes(8, "little") * 512 for n in range(256)))
 
 
 def answer(line):
@@ -28,12 +28,8 @@ def answer(line):
     if verb == "time":
         return repr(time.time())
     if verb == "touch":
-        global ballast
-        pages = int(rest)
-        fresh = bytearray(ballast)
-        for page in range(pages):
-            fresh[page * 4096 : page * 4096 + 16] = os.urandom(16)
-        ballast = fresh
+        for page in range(int(rest)):
+            ballast[page * 4096 : page * 4096 + 16] = os.urandom(16)
         return "ok"
     return "what?"
 

@@ -62,10 +62,12 @@ pub(crate) struct Supervisor {
 
 /// Serves until it is told to end, or nobody needs it.
 pub(crate) fn serve(paths: Paths, background: bool) -> Result<()> {
+    // The store first: it refuses a folder that holds something else.
+    let store = Store::open(paths.store(), &Settings::default())?;
     paths
         .create()
-        .with_context(|| format!("cannot make the store folder {}", paths.store().display()))?;
-    let store = Store::open(paths.store(), &Settings::default())?;
+        .with_context(|| format!("cannot make folders in {}", paths.store().display()))?;
+    log_to(&paths)?;
     let listener = listen(&paths)?;
     let (news, ended) = unbounded();
     let (lost, losses) = unbounded();
@@ -89,6 +91,22 @@ pub(crate) fn serve(paths: Paths, background: bool) -> Result<()> {
     }
     tracing::info!(store = %supervisor.paths.store().display(), "serving");
     server::accept(&supervisor, &listener, background)
+}
+
+/// Standard error is kept for why a supervisor could not start.
+fn log_to(paths: &Paths) -> Result<()> {
+    let path = paths.supervisor_log();
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(crate::commands::log_filter())
+        .with_writer(Mutex::new(log))
+        .with_ansi(false)
+        .init();
+    Ok(())
 }
 
 /// Binds the socket. The store's lock is held, so a socket that is there
