@@ -102,8 +102,12 @@ pub(crate) fn once(
     }
     let partial = parent.join(format!("{name}.partial"));
     remove(&partial)?;
+    sweep(parent, kind)?;
     create(&partial)?;
-    build(&partial)?;
+    if let Err(error) = build(&partial) {
+        remove(&partial)?;
+        return Err(error);
+    }
     synchronise(&partial)?;
     std::fs::rename(&partial, &place)
         .with_context(|| format!("cannot rename {} into place", partial.display()))?;
@@ -127,6 +131,24 @@ fn remove(folder: &Path) -> Result<()> {
         }),
         _ => Ok(()),
     }
+}
+
+/// Removes what interrupted builds of older inputs left: a partial folder
+/// whose lock nobody holds.
+fn sweep(parent: &Path, kind: &str) -> Result<()> {
+    for entry in std::fs::read_dir(parent)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let Some(name) = name.strip_suffix(".partial") else { continue };
+        if !name.starts_with(&format!("{kind}-")) {
+            continue;
+        }
+        let lock = File::create(parent.join(format!("{name}.lock")))?;
+        if lock.try_lock().is_ok() {
+            remove(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn synchronise(folder: &Path) -> Result<()> {
@@ -171,11 +193,13 @@ mod tests {
     fn a_thing_is_made_once_and_a_failure_leaves_nothing() {
         let folder = scratch("once");
         let key = || Key::default().bytes("a", b"x");
+        create(&folder.join("thing-old.partial")).unwrap();
         let failed = once(&folder, "thing", key(), |partial| {
             std::fs::write(partial.join("half"), b"")?;
             bail!("no")
         });
         assert!(failed.is_err());
+        assert!(!folder.join("thing-old.partial").exists());
         let made = once(&folder, "thing", key(), |partial| {
             assert!(!partial.join("half").exists());
             Ok(std::fs::write(partial.join("whole"), b"")?)
