@@ -75,6 +75,9 @@ pub enum VmmRequest {
     },
     /// Describes the paused machine. Answered by [`VmmReply::Saved`].
     Save,
+    /// Reads a byte of every page of guest memory, so that all of it is
+    /// present. Answered by [`VmmReply::Populated`] when it is.
+    Populate,
     /// Opens a stream to a guest port. One descriptor: the host's end, a
     /// stream socket that the machine serves from now on. Answered by
     /// [`VmmReply::Connecting`] at once; a refusal by the guest closes the
@@ -120,6 +123,8 @@ pub enum VmmReply {
         /// For each disk, the blocks its overlay holds, as ascending runs.
         overlays: Vec<Vec<PageRun>>,
     },
+    /// All of guest memory is present.
+    Populated,
     /// The stream is being set up.
     Connecting,
     /// The process ends now.

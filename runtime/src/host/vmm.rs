@@ -109,6 +109,15 @@ impl Vmm {
         }
     }
 
+    /// Brings in every page of guest memory: another process can read only
+    /// pages that are present.
+    pub fn populate(&self) -> Result<(), PeerError> {
+        match self.peer.call(&VmmRequest::Populate, &[])?.0 {
+            VmmReply::Populated => Ok(()),
+            _ => Err(self.peer.out_of_turn()),
+        }
+    }
+
     /// Opens a stream to a guest port.
     pub fn connect(&self, port: u32) -> Result<UnixStream, PeerError> {
         let (ours, theirs) = UnixStream::pair()

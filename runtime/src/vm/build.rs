@@ -146,7 +146,7 @@ pub(super) fn build(
         config,
         kvm,
         vm,
-        _ram: ram,
+        ram,
         cpus,
         vcpus,
         waiting,

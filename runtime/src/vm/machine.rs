@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vm_memory::{Bytes, VolatileMemoryError};
 
 use super::boot::BootError;
 use super::bus::Devices;
@@ -76,12 +77,17 @@ pub(super) enum MachineError {
     Device(io::Error),
     #[error("the machine did not stop within {0} ms; it runs on")]
     Deadline(u64),
+    #[error("cannot read guest memory: {0}")]
+    Populate(VolatileMemoryError),
     #[error("the machine must be paused first")]
     NotPaused,
 }
 
 /// What becomes of a machine that ends by itself.
 pub(super) type OnEnd = Arc<dyn Fn(End) + Send + Sync>;
+
+/// Bytes of a page.
+const PAGE_LEN: usize = 4096;
 
 /// What KVM is told before a restored machine first runs.
 pub(super) struct Waiting {
@@ -95,7 +101,7 @@ pub(super) struct Machine {
     pub(super) kvm: Kvm,
     pub(super) vm: VmFd,
     // Behind the memory slots for as long as `vm` and the vCPUs can run.
-    pub(super) _ram: Arc<Ram>,
+    pub(super) ram: Arc<Ram>,
     pub(super) cpus: CpuTable,
     pub(super) vcpus: Vec<Arc<Vcpu>>,
     /// `None` once it has run.
@@ -185,6 +191,16 @@ impl Machine {
         };
         let overlays = self.disks.iter().map(|disk| disk.overlay_runs()).collect();
         Ok((state.encode()?, overlays))
+    }
+
+    /// Reads a byte of every page; each that is missing comes from the page
+    /// server.
+    pub(super) fn populate(&self) -> Result<(), MachineError> {
+        let bytes = self.ram.mapping().bytes();
+        for start in (0..bytes.len()).step_by(PAGE_LEN) {
+            bytes.read_obj::<u8>(start).map_err(MachineError::Populate)?;
+        }
+        Ok(())
     }
 
     fn save_kvm(&self) -> Result<Waiting, MachineError> {

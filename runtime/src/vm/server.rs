@@ -141,6 +141,10 @@ impl Server<'_> {
                 let (state, overlays) = self.machine()?.save().map_err(text)?;
                 Ok(VmmReply::Saved { state, overlays })
             }
+            VmmRequest::Populate => {
+                self.machine()?.populate().map_err(text)?;
+                Ok(VmmReply::Populated)
+            }
             VmmRequest::Connect { port } => {
                 let [stream] = <[OwnedFd; 1]>::try_from(descriptors).map_err(|all| {
                     format!("Connect came with {} descriptors, not one", all.len())

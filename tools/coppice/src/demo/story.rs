@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufReader, Seek};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -32,6 +34,31 @@ const TOUCHED_PAGES: u64 = 20;
 
 /// How far a fork's clock may be off.
 const CLOCK_LIMIT_SECONDS: f64 = 1.0;
+
+/// A fork that has answered its first command.
+struct Grown {
+    ready_us: u64,
+    reply_us: u64,
+    machine_id: String,
+}
+
+/// What a fork's process said.
+struct Answers {
+    word: String,
+    count: u64,
+    random: String,
+    clock_off: f64,
+}
+
+/// Seconds since 1970.
+fn now() -> Result<f64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64())
+}
+
+/// How far a clock is off that was read at some moment between two others.
+fn clock_off(before: f64, theirs: f64, after: f64) -> f64 {
+    (before - theirs).max(theirs - after).max(0.0)
+}
 
 impl Demonstration<'_> {
     /// Tells it from the beginning to the end.
@@ -132,35 +159,69 @@ impl Demonstration<'_> {
         Ok(counted)
     }
 
-    /// Grows the forks, each answered before the next is made.
+    /// Grows the forks, as many at a time as the host has CPUs. Each is timed
+    /// from its own request to the reply to its first command.
     fn regrow(&mut self) -> Result<Vec<String>> {
         let count = self.options.forks;
         if count == 0 {
             bail!("--forks must be at least 1");
         }
         self.say(&format!("regrowing it as {count} forks, lazily, from the store"));
-        let mut names = Vec::new();
-        let mut ready = Vec::new();
-        let mut reply = Vec::new();
-        let mut ids = BTreeSet::new();
-        for number in 1..=count {
-            let begun = Instant::now();
-            let fork = self.fork(&format!("fork-{number}"), false)?;
-            let machine = fork.machines.into_iter().next().context("no fork was made")?;
-            let id = self.run(&machine.name, &["cat", "/etc/machine-id"])?;
-            reply.push(u64::try_from(begun.elapsed().as_micros())?);
-            ready.push(machine.ready_us);
-            ids.insert(id);
-            names.push(machine.name);
-            if number % 10 == 0 || number == count {
-                self.say(&format!("{number} of {count} forks answer"));
-            }
-        }
-        self.figures.fork_ready_us = Spread::of(&ready);
-        self.figures.fork_reply_us = Spread::of(&reply);
+        let names: Vec<String> = (1..=count).map(|number| format!("fork-{number}")).collect();
+        // The first alone: it is the one that fills the pool.
+        let mut grown = vec![self.grow(&names[0])?];
+        self.say("the first fork answers");
+        grown.extend(self.in_parallel("forks answer", &names[1..], |name| self.grow(name))?);
+        let of = |field: fn(&Grown) -> u64| Spread::of(&grown.iter().map(field).collect::<Vec<_>>());
+        self.figures.fork_ready_us = of(|fork| fork.ready_us);
+        self.figures.fork_reply_us = of(|fork| fork.reply_us);
+        let ids: BTreeSet<&str> = grown.iter().map(|fork| fork.machine_id.as_str()).collect();
         let detail = format!("{} machine ids for {} forks", ids.len(), names.len());
         self.check("every fork has an identity of its own", ids.len() == names.len(), detail);
         Ok(names)
+    }
+
+    fn grow(&self, name: &str) -> Result<Grown> {
+        let begun = Instant::now();
+        let fork = self.fork(name, false)?;
+        let machine = fork.machines.first().context("no fork was made")?;
+        let machine_id = self.run(name, &["cat", "/etc/machine-id"])?;
+        let reply_us = u64::try_from(begun.elapsed().as_micros())?;
+        Ok(Grown { ready_us: machine.ready_us, reply_us, machine_id })
+    }
+
+    /// Does the same with every machine, on as many threads as there are
+    /// CPUs, and says now and then how far it is.
+    fn in_parallel<T: Send>(
+        &self,
+        what: &str,
+        names: &[String],
+        work: impl Fn(&String) -> Result<T> + Sync,
+    ) -> Result<Vec<T>> {
+        let workers = std::thread::available_parallelism().map_or(2, usize::from).min(names.len());
+        let next = AtomicUsize::new(0);
+        let results = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for _ in 0..workers {
+                scope.spawn(|| {
+                    while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let result = work(name);
+                        let failed = result.is_err();
+                        let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+                        results.push(result);
+                        let done = results.len();
+                        drop(results);
+                        if done.is_multiple_of(10) || done == names.len() {
+                            self.say(&format!("{done} of {} {what}", names.len()));
+                        }
+                        if failed {
+                            next.store(names.len(), Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        results.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect()
     }
 
     /// What the forks cost, by the kernel's own accounting.
@@ -219,59 +280,60 @@ impl Demonstration<'_> {
     /// Every fork must answer with the state that only memory held.
     fn talk(&mut self, forks: &[String], word: &str, counted: u64) -> Result<()> {
         self.say("asking every fork for the word");
-        let mut recalled = 0;
-        let mut continued = 0;
-        let mut random = BTreeSet::new();
-        let mut clock_off: f64 = 0.0;
-        for name in forks {
-            let mut keeper = Keeper::connect(&self.client, name)?;
-            recalled += usize::from(keeper.ask("recall")? == word);
-            // Its count goes on from the captured instant: "recall" and this
-            // question came since.
-            continued += usize::from(keeper.ask("count")?.parse::<u64>()? == counted + 2);
-            random.insert(keeper.ask("random")?);
-            let theirs: f64 = keeper.ask("time")?.parse()?;
-            let ours = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
-            clock_off = clock_off.max((ours - theirs).abs());
-        }
+        let answers = self.in_parallel("forks asked", forks, |name| self.question(name))?;
         let all = forks.len();
+        let recalled = answers.iter().filter(|answer| answer.word == word).count();
         self.check(
             "state that lived only in memory answers in every fork",
             recalled == all,
             format!("{recalled} of {all} recall {word}"),
         );
+        // "recall" and "count" itself came since the captured instant.
+        let continued = answers.iter().filter(|answer| answer.count == counted + 2).count();
         self.check(
             "every fork continues from the captured instant",
             continued == all,
             format!("{continued} of {all} went on counting from {counted}"),
         );
+        let random: BTreeSet<&str> = answers.iter().map(|answer| answer.random.as_str()).collect();
         self.check(
             "forks draw different random bytes",
             random.len() == all,
             format!("{} different draws of 16 bytes from {all} forks", random.len()),
         );
+        let off = answers.iter().map(|answer| answer.clock_off).fold(0.0, f64::max);
         self.check(
             "every fork's clock is right",
-            clock_off < CLOCK_LIMIT_SECONDS,
-            format!("at most {clock_off:.3} s off"),
+            off < CLOCK_LIMIT_SECONDS,
+            format!("at most {off:.3} s off"),
         );
         Ok(())
+    }
+
+    fn question(&self, name: &str) -> Result<Answers> {
+        let mut keeper = Keeper::connect(&self.client, name)?;
+        let word = keeper.ask("recall")?;
+        let count = keeper.ask("count")?.parse()?;
+        let random = keeper.ask("random")?;
+        let asked = now()?;
+        let theirs: f64 = keeper.ask("time")?.parse()?;
+        Ok(Answers { word, count, random, clock_off: clock_off(asked, theirs, now()?) })
     }
 
     /// Changes a variable in every fork and a file in some; nobody else may
     /// see it.
     fn diverge(&mut self, forks: &[String], word: &str) -> Result<()> {
         self.say("letting the forks diverge");
-        for name in forks {
+        self.in_parallel("forks changed", forks, |name| {
             let mut keeper = Keeper::connect(&self.client, name)?;
             keeper.ask(&format!("mark {name}"))?;
-            keeper.ask(&format!("remember {name}"))?;
-        }
-        let mut own = 0;
-        for name in forks {
+            keeper.ask(&format!("remember {name}"))
+        })?;
+        let own = self.in_parallel("forks compared", forks, |name| {
             let mut keeper = Keeper::connect(&self.client, name)?;
-            own += usize::from(keeper.ask("marks")? == *name && keeper.ask("recall")? == *name);
-        }
+            Ok(keeper.ask("marks")? == *name && keeper.ask("recall")? == *name)
+        })?;
+        let own = own.into_iter().filter(|own| *own).count();
         let mut parent = Keeper::connect(&self.client, PARENT)?;
         let untouched = parent.ask("recall")? == word && parent.ask("marks")?.is_empty();
         self.check(
@@ -307,13 +369,16 @@ impl Demonstration<'_> {
         let mut draws = BTreeSet::new();
         let closer: Vec<&String> = forks.iter().take(CLOSER_LOOKS).collect();
         for name in &closer {
-            names.insert(self.run(name, &["cat", "/proc/sys/kernel/hostname"])?);
-            draws.insert(self.run(name, &["sh", "-c", "head -c 16 /dev/urandom | od -An -tx1"])?);
+            let script = "cat /proc/sys/kernel/hostname; head -c 16 /dev/urandom | od -An -tx1";
+            let text = self.run(name, &["sh", "-c", script])?;
+            let (host, draw) = text.split_once('\n').context("the fork said too little")?;
+            names.insert(host.to_owned());
+            draws.insert(draw.to_owned());
         }
         let first = forks.first().context("there is no fork")?;
+        let asked = now()?;
         let theirs: f64 = self.run(first, &["date", "+%s.%N"])?.trim().parse()?;
-        let ours = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
-        let off = (ours - theirs).abs();
+        let off = clock_off(asked, theirs, now()?);
         self.check(
             "`hostname` and `/dev/urandom` differ, `date` is right",
             names.len() == closer.len() && draws.len() == closer.len() && off < CLOCK_LIMIT_SECONDS,

@@ -92,6 +92,7 @@ impl Supervisor {
         if machine.state() != State::Paused {
             bail!("{} runs: `coppice pause {}` first", machine.name, machine.name);
         }
+        live.vmm.populate()?;
         out.set_len(machine.config.memory_bytes)?;
         let mut buffer = vec![0; BATCH];
         for region in memory_regions(&live) {
