@@ -52,7 +52,10 @@ fn commands_run(coppice: &Coppice) {
         .run(&["exec", "parent", "--", "sh", "-c", "echo out; echo err >&2; exit 7"])
         .unwrap();
     assert_eq!(output.status.code(), Some(7));
-    assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
+    assert_eq!(
+        (output.stdout.as_slice(), output.stderr.as_slice()),
+        (&b"out\n"[..], &b"err\n"[..])
+    );
 
     let mut child = coppice
         .command()
@@ -153,7 +156,10 @@ fn memory_is_the_captured_memory(coppice: &Coppice) {
     let shown = coppice.json(&["show", "instant"]).unwrap();
     let images = shown["images"].as_array().unwrap();
     let memory = images.iter().find(|image| image["part"] == "memory").unwrap();
-    assert_eq!(naive_tree::root_of(&std::fs::read(&dump).unwrap()), memory["root"].as_str().unwrap());
+    assert_eq!(
+        naive_tree::root_of(&std::fs::read(&dump).unwrap()),
+        memory["root"].as_str().unwrap()
+    );
     std::fs::remove_file(dump).unwrap();
     coppice.text(&["rm", "--force", "still"]).unwrap();
 }
@@ -168,7 +174,10 @@ fn increments_are_small(coppice: &Coppice) {
     // A fork of a running machine captures it first.
     let forked = coppice.json(&["fork", "twig-1", "--name", "leaf"]).unwrap();
     assert!(forked["parent_pause_us"].as_u64().unwrap() > 0);
-    assert_eq!(coppice.text(&["exec", "leaf", "--", "cat", "/root/mark"]).unwrap().trim(), "parent");
+    assert_eq!(
+        coppice.text(&["exec", "leaf", "--", "cat", "/root/mark"]).unwrap().trim(),
+        "parent"
+    );
     coppice.text(&["rm", "--force", "leaf"]).unwrap();
 }
 
@@ -246,7 +255,10 @@ fn survives_a_crash_while_capturing(coppice: &Coppice) {
         coppice.text(&["rm", &name]).unwrap();
     }
     coppice.text(&["run", "instant", "--name", "after"]).unwrap();
-    assert_eq!(coppice.text(&["exec", "after", "--", "cat", "/root/mark"]).unwrap().trim(), "parent");
+    assert_eq!(
+        coppice.text(&["exec", "after", "--", "cat", "/root/mark"]).unwrap().trim(),
+        "parent"
+    );
     coppice.text(&["rm", "--force", "after"]).unwrap();
 }
 
@@ -255,7 +267,8 @@ fn survives_a_crash_while_capturing(coppice: &Coppice) {
 fn a_damaged_chunk_stops_the_machine_that_needs_it(coppice: &Coppice) {
     coppice.text(&["serve", "--stop"]).unwrap();
     for entry in std::fs::read_dir(coppice.store().join("packs")).unwrap() {
-        let file = std::fs::File::options().read(true).write(true).open(entry.unwrap().path()).unwrap();
+        let file =
+            std::fs::File::options().read(true).write(true).open(entry.unwrap().path()).unwrap();
         let len = file.metadata().unwrap().len();
         // The front of a pack holds chunks, its end the trees and its own
         // description: those stay whole.

@@ -59,8 +59,7 @@ fn a_sparse_gibibyte_stays_sparse() {
     for (index, offset) in islands.into_iter().enumerate() {
         file.write_all_at(&[u8::try_from(index).unwrap() + 1; 5], offset).unwrap();
     }
-    let done =
-        coppice.json(&["import", sparse.to_str().unwrap(), "--name", "sparse"]).unwrap();
+    let done = coppice.json(&["import", sparse.to_str().unwrap(), "--name", "sparse"]).unwrap();
     assert_eq!(done["logical_bytes"], 1u64 << 30);
     assert!(done["new_bytes"].as_u64().unwrap() <= 4 * 4096);
 
@@ -178,9 +177,7 @@ fn a_stream_is_bytes_and_no_disk() {
     let coppice = Coppice::new().unwrap();
     let file = coppice.scratch("file");
     std::fs::write(&file, noise(12_345, 6)).unwrap();
-    coppice
-        .text(&["import", file.to_str().unwrap(), "--name", "file", "--as", "stream"])
-        .unwrap();
+    coppice.text(&["import", file.to_str().unwrap(), "--name", "file", "--as", "stream"]).unwrap();
     let shown = coppice.json(&["show", "file"]).unwrap();
     assert_eq!(shown["snapshot"]["kind"], "stream");
     let out = coppice.scratch("out");

@@ -52,10 +52,7 @@ pub(crate) enum Command {
     /// Run a command in a machine
     Exec(Exec),
     /// Copy files into or out of a machine (MACHINE:PATH names a place in it)
-    Cp {
-        source: String,
-        target: String,
-    },
+    Cp { source: String, target: String },
     /// Capture a machine whole into the store; it goes on running
     Snapshot {
         machine: String,

@@ -11,12 +11,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use coppice_runtime::sys::channel::{Channel, ChannelError};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
 use crate::rpc::{Hello, Message, PROTOCOL, Progress, Reply, Request};
 use crate::supervisor::paths::Paths;
 
 /// How long a new supervisor may take to open its store. Opening republishes
 /// what a crash left behind, so a large store can take a while.
 const START_LIMIT: Duration = Duration::from_secs(120);
+
+/// How long a supervisor may take to end its machines.
+const END_LIMIT_SECONDS: i64 = 120;
 
 /// Talks to the supervisor of one store.
 #[derive(Debug, Clone)]
@@ -172,11 +178,15 @@ impl Client {
         let Some(Reply::Pong { pid, .. }) = self.ask_running(Request::Ping)? else {
             return Ok(false);
         };
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let pid = pid.context("the supervisor has an impossible process id")?;
+        // Becomes readable when the process ends, reaped or not.
+        let process = pidfd_open(pid, PidfdFlags::empty())?;
         self.ask_running(Request::Shutdown)?;
-        let process = PathBuf::from(format!("/proc/{pid}"));
-        let asked = Instant::now();
-        while process.exists() && asked.elapsed() < START_LIMIT {
-            std::thread::sleep(Duration::from_millis(10));
+        let limit = Timespec { tv_sec: END_LIMIT_SECONDS, tv_nsec: 0 };
+        let mut descriptors = [PollFd::new(&process, PollFlags::IN)];
+        if poll(&mut descriptors, Some(&limit))? == 0 {
+            bail!("the supervisor of {} does not end", self.store().display());
         }
         Ok(true)
     }

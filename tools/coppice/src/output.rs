@@ -16,7 +16,11 @@ pub(crate) struct Output {
 
 impl Output {
     /// Prints the JSON document, or the text that `text` makes.
-    pub(crate) fn print<T: Serialize>(self, value: &T, text: impl FnOnce() -> String) -> Result<()> {
+    pub(crate) fn print<T: Serialize>(
+        self,
+        value: &T,
+        text: impl FnOnce() -> String,
+    ) -> Result<()> {
         let mut out = std::io::stdout().lock();
         if self.json {
             serde_json::to_writer_pretty(&mut out, value)?;
@@ -107,16 +111,17 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
         .map(|column| {
-            rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+            rows.iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.chars().count())
+                .max()
+                .unwrap_or(0)
         })
         .collect();
     let mut text = String::new();
     for row in rows {
-        let line: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
+        let line: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         text.push_str(line.join("   ").trim_end());
         text.push('\n');
     }
@@ -145,7 +150,8 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let rows = vec![vec!["NAME".to_owned(), "SIZE".to_owned()], vec!["a".to_owned(), "1".to_owned()]];
+        let rows =
+            vec![vec!["NAME".to_owned(), "SIZE".to_owned()], vec!["a".to_owned(), "1".to_owned()]];
         assert_eq!(table(&rows), "NAME   SIZE\na      1\n");
     }
 }

@@ -24,13 +24,26 @@ pub(crate) enum Request {
     /// Is anybody there?
     Ping,
     /// One descriptor: the input.
-    Import { name: String, stream: bool },
+    Import {
+        name: String,
+        stream: bool,
+    },
     /// One descriptor: the output.
-    Export { name: String, part: Part },
+    Export {
+        name: String,
+        part: Part,
+    },
     Snapshots,
-    Show { name: String },
-    Tag { name: String, new: String },
-    RemoveSnapshot { name: String },
+    Show {
+        name: String,
+    },
+    Tag {
+        name: String,
+        new: String,
+    },
+    RemoveSnapshot {
+        name: String,
+    },
     Stats,
     Check,
     /// One descriptor: the kernel.
@@ -38,21 +51,43 @@ pub(crate) enum Request {
     /// Starts machines from a snapshot, or forks a machine.
     Fork(Fork),
     /// Captures a machine.
-    Snapshot { machine: String, name: Option<String> },
+    Snapshot {
+        machine: String,
+        name: Option<String>,
+    },
     Machines,
     /// Answered with one descriptor: a stream to the machine's agent.
-    Agent { machine: String },
+    Agent {
+        machine: String,
+    },
     /// Answered with one descriptor: a stream to a vsock port.
-    Connect { machine: String, port: u32 },
+    Connect {
+        machine: String,
+        port: u32,
+    },
     /// Answered with one descriptor: the console log.
-    Logs { machine: String },
-    Pause { machine: String },
-    Resume { machine: String },
-    Stop { machine: String, kill: bool },
-    RemoveMachine { machine: String, force: bool },
+    Logs {
+        machine: String,
+    },
+    Pause {
+        machine: String,
+    },
+    Resume {
+        machine: String,
+    },
+    Stop {
+        machine: String,
+        kill: bool,
+    },
+    RemoveMachine {
+        machine: String,
+        force: bool,
+    },
     /// The memory of a machine that is not running, as a file. One
     /// descriptor: the output.
-    DumpMemory { machine: String },
+    DumpMemory {
+        machine: String,
+    },
     /// Page server counters.
     Pools,
     /// Ends the supervisor and every machine.
@@ -123,10 +158,16 @@ pub(crate) struct Failure {
 /// Answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
-    Pong { pid: u32, protocol: u32 },
+    Pong {
+        pid: u32,
+        protocol: u32,
+    },
     Done,
     Imported(Imported),
-    Exported { bytes: u64, seconds: f64 },
+    Exported {
+        bytes: u64,
+        seconds: f64,
+    },
     Snapshots(Vec<SnapshotLine>),
     Shown(Box<Shown>),
     Stats(StoreStats),
@@ -136,7 +177,9 @@ pub(crate) enum Reply {
     Machines(Vec<MachineLine>),
     Stream,
     /// The stream wants this generation in its greeting.
-    Agent { generation: u64 },
+    Agent {
+        generation: u64,
+    },
     Pools(Pools),
 }
 

@@ -27,8 +27,7 @@ pub(crate) fn agent(client: &Client, machine: &str) -> Result<Agent> {
 
 /// `coppice exec`.
 pub(super) fn exec(client: &Client, options: cli::Exec) -> Result<ExitCode> {
-    let mut signals =
-        Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH])?;
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH])?;
     let exec = Exec {
         argv: options.command.iter().map(|word| word.as_bytes().to_vec()).collect(),
         env: options.env.iter().map(|pair| variable(pair)).collect::<Result<_>>()?,
@@ -187,8 +186,7 @@ pub(crate) fn send_file(client: &Client, machine: &str, bytes: &[u8], path: &str
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let name = std::path::Path::new(path).file_name().context("the path names no file")?;
     let local = folder.path().join(name);
-    std::fs::write(&local, bytes)
-        .with_context(|| format!("cannot write {}", local.display()))?;
+    std::fs::write(&local, bytes).with_context(|| format!("cannot write {}", local.display()))?;
     agent(client, machine)?.put(&local, std::path::Path::new(path))?;
     Ok(())
 }

@@ -36,8 +36,8 @@ pub(super) fn run(client: &Client, options: cli::Run, out: Output) -> Result<()>
     check_kvm()?;
     let reply = match &options.kernel {
         Some(path) => {
-            let kernel =
-                File::open(path).with_context(|| format!("cannot read the kernel {}", path.display()))?;
+            let kernel = File::open(path)
+                .with_context(|| format!("cannot read the kernel {}", path.display()))?;
             client.ask(request, &with_file(&kernel), &mut |_| {})?.0
         }
         None => client.call(request)?,

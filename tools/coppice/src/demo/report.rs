@@ -112,7 +112,10 @@ impl Figures {
             ("host memory available after", bytes(self.host_available_after_bytes)),
             ("incremental snapshot: changed pages", self.incremental_dirty_pages.to_string()),
             ("  stored for it", bytes(self.incremental_stored_bytes)),
-            ("  stored for the next, after 20 pages changed", bytes(self.second_incremental_stored_bytes)),
+            (
+                "  stored for the next, after 20 pages changed",
+                bytes(self.second_incremental_stored_bytes),
+            ),
             ("check of the whole store", seconds(self.check_seconds)),
         ];
         let mut table = vec![vec!["WHAT".to_owned(), "MEASURED".to_owned()]];

@@ -109,8 +109,7 @@ impl Demonstration<'_> {
             cpus: 1,
             cmdline: None,
         };
-        let (reply, _) =
-            self.client.ask(Request::Boot(boot), &with_file(&kernel), &mut |_| {})?;
+        let (reply, _) = self.client.ask(Request::Boot(boot), &with_file(&kernel), &mut |_| {})?;
         let Reply::Forked(_) = reply else { return unexpected(&reply) };
         let first = self.run(PARENT, &["uname", "-srm"])?;
         self.figures.boot_seconds = begun.elapsed().as_secs_f64();
@@ -127,7 +126,8 @@ impl Demonstration<'_> {
         self.run(PARENT, &["sh", "-c", &start])?;
         let mut keeper = Keeper::wait(&self.client, PARENT, KEEPER_LIMIT)?;
         let mut random = [0; 8];
-        getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
+        getrandom::fill(&mut random)
+            .map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
         let word: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
         keeper.ask(&format!("remember {word}"))?;
         self.run(PARENT, &["sh", "-c", &format!("echo parent > {MARK_PATH}")])?;
@@ -172,7 +172,8 @@ impl Demonstration<'_> {
         let mut grown = vec![self.grow(&names[0])?];
         self.say("the first fork answers");
         grown.extend(self.in_parallel("forks answer", &names[1..], |name| self.grow(name))?);
-        let of = |field: fn(&Grown) -> u64| Spread::of(&grown.iter().map(field).collect::<Vec<_>>());
+        let of =
+            |field: fn(&Grown) -> u64| Spread::of(&grown.iter().map(field).collect::<Vec<_>>());
         self.figures.fork_ready_us = of(|fork| fork.ready_us);
         self.figures.fork_reply_us = of(|fork| fork.reply_us);
         let ids: BTreeSet<&str> = grown.iter().map(|fork| fork.machine_id.as_str()).collect();
@@ -491,10 +492,8 @@ impl Demonstration<'_> {
     }
 
     fn snapshot(&self, machine: &str, name: Option<&str>) -> Result<Captured> {
-        let request = Request::Snapshot {
-            machine: machine.to_owned(),
-            name: name.map(str::to_owned),
-        };
+        let request =
+            Request::Snapshot { machine: machine.to_owned(), name: name.map(str::to_owned) };
         match self.client.call(request)? {
             Reply::Captured(captured) => Ok(captured),
             other => unexpected(&other),

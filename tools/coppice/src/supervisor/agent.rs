@@ -16,6 +16,10 @@ const AGENT_LIMIT: Duration = Duration::from_secs(180);
 /// How long the agent may take to answer once it was reached.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
+/// How far behind a guest's clock may be set, and how often to try for it.
+const CLOCK_ERROR: Duration = Duration::from_millis(100);
+const CLOCK_TRIES: usize = 4;
+
 /// How long to wait before the next try.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -75,9 +79,20 @@ impl Supervisor {
 }
 
 fn renew_once(live: &Live, machine: &Machine, generation: u64) -> Result<(), ClientError> {
-    let stream = reach(live, ANSWER_LIMIT)?;
-    let identity = identity(&machine.name, generation)?;
-    Client::new(stream, generation)?.renew(&identity)
+    let mut agent = Client::new(reach(live, ANSWER_LIMIT)?, generation)?;
+    let mut identity = identity(&machine.name, generation)?;
+    for _ in 0..CLOCK_TRIES {
+        identity.realtime_ns = clock::realtime_ns();
+        let sent = Instant::now();
+        agent.renew(&identity)?;
+        // The guest's clock is behind by at most what the round trip took. A
+        // guest that just continued has pages to fetch, so the first one can
+        // take long.
+        if sent.elapsed() < CLOCK_ERROR {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn ask_to_shut_down(live: &Live, generation: u64) -> Result<(), ClientError> {
@@ -106,7 +121,7 @@ fn identity(name: &str, generation: u64) -> Result<Identity, ClientError> {
     Ok(Identity {
         generation,
         entropy,
-        realtime_ns: clock::realtime_ns().map_err(failed)?,
+        realtime_ns: clock::realtime_ns(),
         hostname: hostname(name),
         machine_id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
     })

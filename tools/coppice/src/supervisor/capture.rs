@@ -124,12 +124,7 @@ pub(crate) fn alive(machine: &Machine) -> Result<std::sync::Arc<Live>> {
     }
 }
 
-fn gather(
-    live: &Live,
-    lineage: &Lineage,
-    session: &mut Session,
-    memory: u64,
-) -> Result<Gathered> {
+fn gather(live: &Live, lineage: &Lineage, session: &mut Session, memory: u64) -> Result<Gathered> {
     let saved = live.vmm.save()?;
     let (image, mut dirty_pages) = capture_memory(live, lineage, session, memory)?;
     let mut images = vec![(Role::Memory, image)];
@@ -224,9 +219,7 @@ fn memory_regions(live: &Live) -> Vec<Region> {
 /// Later captures build on this one: whatever differs from it is among the
 /// pages that differ from the machine's origin.
 fn next_lineage(gathered: &Gathered, id: coppice_engine::SnapshotId) -> Result<Lineage> {
-    let image = |role| {
-        gathered.images.iter().find(|(r, _)| *r == role).map(|(_, image)| *image)
-    };
+    let image = |role| gathered.images.iter().find(|(r, _)| *r == role).map(|(_, image)| *image);
     let disks = (0u16..).map_while(|index| image(Role::Disk(index))).collect();
     Ok(Lineage { snapshot: Some(id), memory: image(Role::Memory), disks })
 }

@@ -4,7 +4,9 @@ use std::fs::File;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use coppice_engine::{CheckReport, Damage, Entry, ErrorKind, ImageRef, ImportKind, ImportOptions, Role};
+use coppice_engine::{
+    CheckReport, Damage, Entry, ErrorKind, ImageRef, ImportKind, ImportOptions, Role,
+};
 
 use super::Supervisor;
 use super::launch::find_image;
@@ -52,8 +54,9 @@ impl Supervisor {
     ) -> Result<Reply> {
         let begun = Instant::now();
         let entry = self.find(name)?;
-        let image = choose(&entry, part)
-            .with_context(|| format!("{name} has no such part: `coppice show {name}` lists them"))?;
+        let image = choose(&entry, part).with_context(|| {
+            format!("{name} has no such part: `coppice show {name}` lists them")
+        })?;
         self.store.export(&image, out, &mut |step| report(bytes_step("exporting", step)))?;
         Ok(Reply::Exported { bytes: image.len, seconds: begun.elapsed().as_secs_f64() })
     }
@@ -146,9 +149,7 @@ impl Supervisor {
     fn find(&self, name: &str) -> Result<Entry> {
         self.store.lookup(name).map_err(|error| {
             if error.kind() == ErrorKind::NotFound {
-                anyhow::anyhow!(
-                    "there is no snapshot named {name}: `coppice snapshots` lists them"
-                )
+                anyhow::anyhow!("there is no snapshot named {name}: `coppice snapshots` lists them")
             } else {
                 error.into()
             }
@@ -157,12 +158,7 @@ impl Supervisor {
 }
 
 fn bytes_step(what: &str, step: coppice_engine::Progress) -> Progress {
-    Progress {
-        what: what.to_owned(),
-        done: step.done,
-        total: step.total.unwrap_or(0),
-        bytes: true,
-    }
+    Progress { what: what.to_owned(), done: step.done, total: step.total.unwrap_or(0), bytes: true }
 }
 
 fn checked(found: &CheckReport, seconds: f64) -> Checked {
@@ -200,9 +196,7 @@ fn choose(entry: &Entry, part: Part) -> Option<ImageRef> {
     match part {
         Part::Memory => find_image(entry, Role::Memory),
         Part::Disk(index) => find_image(entry, Role::Disk(index)),
-        Part::Main => {
-            find_image(entry, Role::Stream).or_else(|| find_image(entry, Role::Disk(0)))
-        }
+        Part::Main => find_image(entry, Role::Stream).or_else(|| find_image(entry, Role::Disk(0))),
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use coppice_engine::{Entry, ImageRef, Role};
 use coppice_runtime::host::{Built, News, Vmm};
 use coppice_runtime::protocol::{
-    DiskConfig, MachineConfig, MachineKey, PoolId, Region, Content, Start, VmmEvent,
+    Content, DiskConfig, MachineConfig, MachineKey, PoolId, Region, Start, VmmEvent,
 };
 
 use super::Supervisor;
@@ -58,7 +58,10 @@ impl Supervisor {
         let config = MachineConfig {
             memory_bytes: boot.memory_mib << 20,
             vcpus: boot.cpus,
-            disks: images.iter().map(|image| DiskConfig { len: image.len, read_only: false }).collect(),
+            disks: images
+                .iter()
+                .map(|image| DiskConfig { len: image.len, read_only: false })
+                .collect(),
         };
         let cmdline = boot.cmdline.clone().unwrap_or_else(|| DEFAULT_CMDLINE.to_owned());
         let template = Template {
@@ -74,11 +77,7 @@ impl Supervisor {
 
     /// Starts machines that continue from a snapshot, or from a machine as it
     /// is now.
-    pub(crate) fn fork(
-        &self,
-        fork: &Fork,
-        report: &mut dyn FnMut(Progress),
-    ) -> Result<Forked> {
+    pub(crate) fn fork(&self, fork: &Fork, report: &mut dyn FnMut(Progress)) -> Result<Forked> {
         if fork.count == 0 || fork.count > FORKS_MAX {
             bail!("--count must be between 1 and {FORKS_MAX}, not {}", fork.count);
         }
@@ -162,7 +161,8 @@ impl Supervisor {
         let images: Vec<ImageRef> = (0..config.disks.len())
             .map(|index| {
                 let role = Role::Disk(u16::try_from(index)?);
-                find_image(entry, role).with_context(|| format!("snapshot {source} lacks disk {index}"))
+                find_image(entry, role)
+                    .with_context(|| format!("snapshot {source} lacks disk {index}"))
             })
             .collect::<Result<_>>()?;
         let origin = Origin::Instant {
@@ -222,7 +222,7 @@ impl Supervisor {
             lineage: Mutex::new(template.lineage.clone()),
             live: Mutex::new(None),
             last_faults: Mutex::new(None),
-            identity: Mutex::new(Identity { wanted: super::clock::generation()?, renewed: 0 }),
+            identity: Mutex::new(Identity { wanted: super::clock::generation(), renewed: 0 }),
         })
     }
 

@@ -92,7 +92,7 @@ impl Supervisor {
         let _turn = lock(&machine.turn);
         let live = alive(&machine)?;
         if machine.state() == State::Paused {
-            lock(&machine.identity).wanted = super::clock::generation()?;
+            lock(&machine.identity).wanted = super::clock::generation();
             live.vmm.resume()?;
             *lock(&machine.state) = State::Running;
         }

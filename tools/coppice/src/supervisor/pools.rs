@@ -42,12 +42,7 @@ struct Open {
 
 impl Pools {
     /// The pool of an image, opened if it is not.
-    pub(crate) fn get(
-        &self,
-        image: &ImageRef,
-        store: &Store,
-        pager: &Pager,
-    ) -> Result<Arc<Pool>> {
+    pub(crate) fn get(&self, image: &ImageRef, store: &Store, pager: &Pager) -> Result<Arc<Pool>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = open.pools.values().find(|pool| pool.image == *image) {
             return Ok(Arc::clone(pool));
@@ -66,10 +61,7 @@ impl Pools {
     /// Every open pool with the number of its users.
     pub(crate) fn list(&self) -> Vec<(Arc<Pool>, u64)> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.pools
-            .values()
-            .map(|pool| (Arc::clone(pool), users(pool)))
-            .collect()
+        open.pools.values().map(|pool| (Arc::clone(pool), users(pool))).collect()
     }
 }
 

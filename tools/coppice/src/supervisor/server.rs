@@ -52,10 +52,7 @@ pub(crate) fn accept(
 }
 
 fn wait(listener: &UnixListener) -> Result<()> {
-    let timeout = rustix::time::Timespec {
-        tv_sec: 0,
-        tv_nsec: i64::from(TICK.subsec_nanos()),
-    };
+    let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(TICK.subsec_nanos()) };
     let mut descriptors = [PollFd::new(listener, PollFlags::IN)];
     match poll(&mut descriptors, Some(&timeout)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -67,8 +64,7 @@ fn is_idle(supervisor: &Supervisor, busy: &AtomicU64) -> bool {
     let alive = supervisor.table.list().iter().any(|machine| machine.state().is_alive());
     let store_is_gone = !supervisor.paths.socket().exists();
     busy.load(Ordering::Acquire) == 0
-        && (store_is_gone
-            || (!alive && lock(&supervisor.last_request).elapsed() > IDLE_LIMIT))
+        && (store_is_gone || (!alive && lock(&supervisor.last_request).elapsed() > IDLE_LIMIT))
 }
 
 fn answer_on_thread(
