@@ -1,6 +1,8 @@
 //! Real machines through the command line. A Linux guest boots once; the
 //! chapters below use its snapshot, as every user would.
 
+#![expect(clippy::unwrap_used, reason = "a test fails where it finds what it does not expect")]
+
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;

@@ -1,6 +1,8 @@
 //! The store through the command line: what a user of `import`, `export`,
 //! `show`, `stats`, `check` and `rmi` relies on.
 
+#![expect(clippy::unwrap_used, reason = "a test fails where it finds what it does not expect")]
+
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
