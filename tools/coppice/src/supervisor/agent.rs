@@ -107,6 +107,14 @@ fn reach(live: &Live, limit: Duration) -> Result<UnixStream, ClientError> {
     Ok(stream)
 }
 
+/// A number for a new identity, which no snapshot holds and no machine has.
+pub(crate) fn generation() -> Result<u64> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
+    // Zero is the generation of a guest that never renewed.
+    Ok(u64::from_le_bytes(bytes).max(1))
+}
+
 /// What makes this machine different from its siblings.
 fn identity(name: &str, generation: u64) -> Result<Identity, ClientError> {
     let failed = |error: anyhow::Error| {

@@ -17,10 +17,3 @@ pub(crate) fn realtime_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
-
-/// A number for a new identity that no snapshot can hold yet: identities are
-/// made one after the other, and the wall clock is strictly later than any
-/// instant that was captured before.
-pub(crate) fn generation() -> u64 {
-    realtime_ns()
-}

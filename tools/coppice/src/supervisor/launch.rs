@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use coppice_engine::{Entry, ImageRef, Role};
-use coppice_runtime::host::{Built, News, Vmm};
+use coppice_runtime::host::{Built, News, PeerError, Vmm};
 use coppice_runtime::protocol::{
     Content, DiskConfig, MachineConfig, MachineKey, PoolId, Region, Start, VmmEvent,
 };
@@ -189,22 +189,16 @@ impl Supervisor {
         let begun_ns = super::clock::monotonic_ns()?;
         let waited = begun.elapsed();
         let machine = Arc::new(self.prepare(template, &reserved.name)?);
-        if let Err(error) = self.start(&machine, template) {
-            self.discard(&machine);
-            return Err(error);
-        }
-        let live = machine.live().context("the machine ended while it was made")?;
-        let mut ready_us = 0;
-        if !paused {
-            let entered_ns = live.vmm.resume().inspect_err(|_| self.discard(&machine))?;
-            let spent_ns = entered_ns.saturating_sub(begun_ns);
-            ready_us = (spent_ns + u64::try_from(waited.as_nanos())?) / 1000;
-            *lock(&machine.state) = State::Running;
-        }
+        let entered_ns = match self.start(&machine, template, paused) {
+            Ok(entered_ns) => entered_ns,
+            Err(error) => return Err(self.discard(&machine, error)),
+        };
+        let spent_ns = entered_ns.map_or(0, |entered_ns| entered_ns.saturating_sub(begun_ns));
+        let waited_ns = if paused { 0 } else { u64::try_from(waited.as_nanos())? };
         super::machine_file::write(&machine)?;
         let name = reserved.name.clone();
         reserved.fill(machine);
-        Ok(Ready { name, ready_us })
+        Ok(Ready { name, ready_us: (spent_ns + waited_ns) / 1000 })
     }
 
     fn prepare(&self, template: &Template, name: &str) -> Result<Machine> {
@@ -217,17 +211,24 @@ impl Supervisor {
             folder,
             config: template.config.clone(),
             source: template.source.clone(),
+            releasing: Mutex::new(()),
             turn: Mutex::new(()),
             state: Mutex::new(State::Paused),
             lineage: Mutex::new(template.lineage.clone()),
             live: Mutex::new(None),
             last_faults: Mutex::new(None),
-            identity: Mutex::new(Identity { wanted: super::clock::generation(), renewed: 0 }),
+            identity: Mutex::new(Identity { wanted: super::agent::generation()?, renewed: 0 }),
         })
     }
 
-    /// Starts the process, makes the machine in it and has its faults served.
-    fn start(&self, machine: &Arc<Machine>, template: &Template) -> Result<()> {
+    /// Starts the process, makes the machine in it, has its faults served and
+    /// lets it run; returns when it entered the guest.
+    fn start(
+        &self,
+        machine: &Arc<Machine>,
+        template: &Template,
+        paused: bool,
+    ) -> Result<Option<u64>> {
         let log = File::create(machine.folder.join("vmm.log"))
             .with_context(|| format!("cannot write in {}", machine.folder.display()))?;
         let console = File::options()
@@ -242,8 +243,14 @@ impl Supervisor {
         let vmm = self.spawn_vmm(machine, &log)?;
         let built = build(&vmm, template, &console, &overlays)?;
         let pools = attach(self, machine, template, &built)?;
-        *lock(&machine.live) = Some(Arc::new(Live { vmm, built, overlays, _pools: pools }));
-        Ok(())
+        let live = Arc::new(Live { vmm, built, overlays, _pools: pools });
+        *lock(&machine.live) = Some(Arc::clone(&live));
+        if paused {
+            return Ok(None);
+        }
+        let entered_ns = live.vmm.resume()?;
+        machine.now(State::Running);
+        Ok(Some(entered_ns))
     }
 
     fn spawn_vmm(&self, machine: &Arc<Machine>, log: &File) -> Result<Vmm> {
@@ -260,11 +267,7 @@ impl Supervisor {
                 }
                 News::Closed => {
                     if !said_why {
-                        let log = machine.folder.join("vmm.log");
-                        machine.ended(State::Failed(format!(
-                            "its process ended unexpectedly; see {}",
-                            log.display()
-                        )));
+                        machine.ended(State::Failed(last_words(&machine)));
                     }
                     // Nobody listens only when the supervisor is ending.
                     drop(news.send(machine));
@@ -274,12 +277,29 @@ impl Supervisor {
         Ok(vmm)
     }
 
-    /// Undoes a machine that could not be made.
-    fn discard(&self, machine: &Arc<Machine>) {
+    /// Undoes a machine that could not be made, and says why it could not: the
+    /// reason it gave itself, or that a page it needed is lost, if that is so.
+    fn discard(&self, machine: &Arc<Machine>, error: anyhow::Error) -> anyhow::Error {
         self.release(machine);
         if let Err(error) = std::fs::remove_dir_all(&machine.folder) {
             tracing::warn!(machine = machine.name, %error, "cannot remove its folder");
         }
+        let gone = matches!(error.downcast_ref(), Some(PeerError::Gone { .. }));
+        match machine.state() {
+            State::Stopped(reason) | State::Failed(reason) if gone => {
+                anyhow::anyhow!("{} cannot start: {reason}", machine.name)
+            }
+            _ => error,
+        }
+    }
+}
+
+/// Why a process ended that did not say why: the last line of its log.
+fn last_words(machine: &Machine) -> String {
+    let log = std::fs::read_to_string(machine.folder.join("vmm.log")).unwrap_or_default();
+    match log.lines().rev().find(|line| !line.trim().is_empty()) {
+        Some(line) => format!("its process ended unexpectedly: {}", line.trim()),
+        None => "its process ended unexpectedly".to_owned(),
     }
 }
 

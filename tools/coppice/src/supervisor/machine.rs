@@ -76,6 +76,9 @@ pub(crate) struct Machine {
     pub(crate) config: MachineConfig,
     /// What it was started from, for people.
     pub(crate) source: Option<String>,
+    /// Held while the machine's process is let go, so that whoever comes
+    /// second finds it done.
+    pub(crate) releasing: Mutex<()>,
     /// Serializes pause, capture, resume and stop.
     pub(crate) turn: Mutex<()>,
     pub(crate) state: Mutex<State>,
@@ -105,12 +108,26 @@ impl Machine {
         lock(&self.live).clone()
     }
 
-    /// Records how it ended; the first reason stays.
-    pub(crate) fn ended(&self, how: State) {
+    /// Records what it does now, unless it has ended.
+    pub(crate) fn now(&self, what: State) {
         let mut state = lock(&self.state);
         if state.is_alive() {
-            *state = how;
+            *state = what;
         }
+    }
+
+    /// Records that it needed a page that nobody has. Its process ended
+    /// because of that, so this is the better reason.
+    pub(crate) fn lost(&self, why: String) {
+        let mut state = lock(&self.state);
+        if !matches!(*state, State::Stopped(_)) {
+            *state = State::Failed(why);
+        }
+    }
+
+    /// Records how it ended; the first reason stays.
+    pub(crate) fn ended(&self, how: State) {
+        self.now(how);
     }
 }
 

@@ -64,6 +64,7 @@ pub(crate) fn find_ended(paths: &Paths, table: &Table) -> Result<()> {
                 disks: Vec::new(),
             },
             source: saved.source,
+            releasing: Mutex::new(()),
             turn: Mutex::new(()),
             state: Mutex::new(state),
             lineage: Mutex::new(Lineage { snapshot: None, memory: None, disks: Vec::new() }),

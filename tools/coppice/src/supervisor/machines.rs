@@ -80,7 +80,7 @@ impl Supervisor {
         let live = alive(&machine)?;
         if machine.state() == State::Running {
             live.vmm.pause(PAUSE_LIMIT)?;
-            *lock(&machine.state) = State::Paused;
+            machine.now(State::Paused);
         }
         Ok(Reply::Done)
     }
@@ -92,9 +92,9 @@ impl Supervisor {
         let _turn = lock(&machine.turn);
         let live = alive(&machine)?;
         if machine.state() == State::Paused {
-            lock(&machine.identity).wanted = super::clock::generation();
+            lock(&machine.identity).wanted = super::agent::generation()?;
             live.vmm.resume()?;
-            *lock(&machine.state) = State::Running;
+            machine.now(State::Running);
         }
         Ok(Reply::Done)
     }

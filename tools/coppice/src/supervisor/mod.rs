@@ -21,6 +21,7 @@ mod server;
 mod table;
 mod usage;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::net::UnixListener;
@@ -55,8 +56,10 @@ pub(crate) struct Supervisor {
     pager_program: Program,
     /// Machines whose process has ended.
     news: Sender<Arc<Machine>>,
-    /// Pages that machines need and nobody has.
-    lost: Sender<(MachineKey, String)>,
+    /// Machines that need a page that nobody has.
+    lost: Sender<MachineKey>,
+    /// Why, for each of them.
+    losses: Arc<Mutex<BTreeMap<MachineKey, String>>>,
     last_request: Mutex<Instant>,
 }
 
@@ -70,7 +73,7 @@ pub(crate) fn serve(paths: Paths, background: bool) -> Result<()> {
     log_to(&paths)?;
     let listener = listen(&paths)?;
     let (news, ended) = unbounded();
-    let (lost, losses) = unbounded();
+    let (lost, lost_keys) = unbounded();
     let supervisor = Arc::new(Supervisor {
         vmm_program: internal_program("internal-vmm")?,
         pager_program: internal_program("internal-pager")?,
@@ -82,10 +85,11 @@ pub(crate) fn serve(paths: Paths, background: bool) -> Result<()> {
         keys: AtomicU64::new(1),
         news,
         lost,
+        losses: Arc::default(),
         last_request: Mutex::new(Instant::now()),
     });
     machine_file::find_ended(&supervisor.paths, &supervisor.table)?;
-    supervisor.watch(ended, losses)?;
+    supervisor.watch(ended, lost_keys)?;
     if !background {
         eprintln!("coppice: serving {}", supervisor.paths.store().display());
     }
@@ -136,14 +140,18 @@ impl Supervisor {
         let log = File::create(self.paths.pager_log())
             .with_context(|| format!("cannot write {}", self.paths.pager_log().display()))?;
         let lost = self.lost.clone();
+        let losses = Arc::clone(&self.losses);
         let pager = Pager::spawn(&self.pager_program, &log, move |news| {
             let (key, why) = match news {
                 News::Event(PagerEvent::PageLost { machine, error, .. }) => (machine, error),
                 // Without its page server no machine can go on.
                 News::Closed => (EVERY_MACHINE, "the page server ended unexpectedly".to_owned()),
             };
+            // Before any later reply of the page server is seen: whoever asks
+            // it after a machine's end finds the reason here.
+            lock(&losses).entry(key).or_insert(why);
             // Nobody listens only when the supervisor is ending.
-            drop(lost.send((key, why)));
+            let _heard = lost.send(key).is_ok();
         })?;
         Ok(Arc::clone(slot.insert(Arc::new(pager))))
     }
@@ -161,7 +169,7 @@ impl Supervisor {
     fn watch(
         self: &Arc<Self>,
         ended: Receiver<Arc<Machine>>,
-        losses: Receiver<(MachineKey, String)>,
+        lost: Receiver<MachineKey>,
     ) -> Result<()> {
         let me = Arc::clone(self);
         spawn("reaper", move || {
@@ -171,22 +179,24 @@ impl Supervisor {
         })?;
         let me = Arc::clone(self);
         spawn("losses", move || {
-            for (key, why) in losses {
-                me.fail(key, &why);
+            for key in lost {
+                me.fail(key);
             }
         })
     }
 
     /// Stops the machines that cannot go on.
-    fn fail(&self, key: MachineKey, why: &str) {
+    fn fail(&self, key: MachineKey) {
+        let why = lock(&self.losses).get(&key).cloned().unwrap_or_default();
         if key == EVERY_MACHINE {
             *lock(&self.pager) = None;
             self.pools.forget();
+            lock(&self.losses).remove(&key);
         }
         for machine in self.table.list() {
             if (machine.key == key || key == EVERY_MACHINE) && machine.state().is_alive() {
                 tracing::error!(machine = machine.name, why, "stopped");
-                machine.ended(State::Failed(why.to_owned()));
+                machine.ended(State::Failed(why.clone()));
                 self.release(&machine);
             }
         }
@@ -195,12 +205,16 @@ impl Supervisor {
     /// Lets go of everything a machine's process held. The process is killed
     /// if it is still there, even if it waits for a page that never comes.
     fn release(&self, machine: &Machine) {
+        let _releasing = lock(&machine.releasing);
         let Some(live) = lock(&machine.live).take() else { return };
         live.vmm.kill();
         match self.running_pager().map(|pager| pager.detach(machine.key)) {
             Some(Ok(faults)) => *lock(&machine.last_faults) = Some(faults),
             Some(Err(error)) => tracing::warn!(machine = machine.name, %error, "detach"),
             None => {}
+        }
+        if let Some(why) = lock(&self.losses).remove(&machine.key) {
+            machine.lost(why);
         }
         if machine.folder.exists()
             && let Err(error) = machine_file::write(machine)
