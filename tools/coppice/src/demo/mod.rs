@@ -2,6 +2,9 @@
 //! machine, give it state that lives only in memory, capture it, regrow it,
 //! let the forks diverge, capture one again, verify the store.
 
+mod again;
+mod claims;
+mod grow;
 mod guest;
 mod report;
 mod story;
