@@ -178,6 +178,50 @@ fn a_store_of_a_newer_format_is_left_alone() {
     assert!(line.contains("999") && line.contains("newer"), "{line}");
 }
 
+/// A file system of a few megabytes, gone when dropped.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    /// `None` where this user may not mount.
+    fn mount(at: std::path::PathBuf, size: &str) -> Option<Self> {
+        std::fs::create_dir_all(&at).unwrap();
+        let options = format!("size={size}");
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &options, "small"]).arg(&at);
+        mount.output().is_ok_and(|done| done.status.success()).then_some(Self(at))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        drop(std::process::Command::new("umount").arg("--lazy").arg(&self.0).output());
+    }
+}
+
+#[test]
+fn a_full_disk_is_one_clear_line_and_loses_nothing() {
+    let coppice = Coppice::new().unwrap();
+    let Some(_disk) = SmallDisk::mount(coppice.store(), "24m") else {
+        eprintln!("skipped: only root may mount a small file system");
+        return;
+    };
+    let small = coppice.scratch("small");
+    std::fs::write(&small, noise(1 << 20, 7)).unwrap();
+    coppice.text(&["import", small.to_str().unwrap(), "--name", "kept"]).unwrap();
+    let large = coppice.scratch("large");
+    std::fs::write(&large, noise(40 << 20, 8)).unwrap();
+
+    let line = coppice.refusal(&["import", large.to_str().unwrap(), "--name", "lost"]).unwrap();
+    assert!(line.to_lowercase().contains("space"), "{line}");
+    let listed = coppice.json(&["snapshots"]).unwrap();
+    assert_eq!(listed["snapshots"].as_array().unwrap().len(), 1);
+    assert_eq!(coppice.json(&["check"]).unwrap()["ok"], true);
+    let out = coppice.scratch("out");
+    coppice.text(&["export", "kept", out.to_str().unwrap()]).unwrap();
+    assert!(same_bytes(&small, &out));
+    coppice.text(&["serve", "--stop"]).unwrap();
+}
+
 #[test]
 fn a_stream_is_bytes_and_no_disk() {
     let coppice = Coppice::new().unwrap();

@@ -22,10 +22,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 impl Supervisor {
     /// What `ps` shows.
     pub(crate) fn machine_lines(&self) -> Result<Vec<MachineLine>> {
-        let attached = match self.running_pager() {
-            Some(pager) => pager.stats()?.1,
-            None => Vec::new(),
-        };
+        // A page server that is just ending has no counters any more.
+        let stats = self.running_pager().and_then(|pager| pager.stats().ok());
+        let attached = stats.map(|(_, machines)| machines).unwrap_or_default();
         let faults_of = |machine: &Machine| {
             let live = attached.iter().find(|(key, _)| *key == machine.key);
             live.map(|(_, faults)| *faults).or(*lock(&machine.last_faults)).unwrap_or_default()
