@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use coppice_runtime::sys::channel::Channel;
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::cli::{Cli, Command, Serve};
 use crate::client::Client;
@@ -71,8 +72,19 @@ fn dispatch(client: &Client, command: Command, out: Output) -> Result<ExitCode> 
 /// on standard input.
 fn internal(main: impl FnOnce(Channel) -> ExitCode) -> Result<ExitCode> {
     log_to_stderr();
+    allow_many_descriptors();
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
     Ok(main(Channel::new(UnixStream::from(socket))))
+}
+
+/// Every machine takes several descriptors in the supervisor and one in the
+/// page server; the usual soft limit of 1,024 would end at some hundred.
+fn allow_many_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 fn page_server(channel: Channel) -> ExitCode {
@@ -101,6 +113,7 @@ fn serve(folder: PathBuf, options: &Serve) -> Result<ExitCode> {
     if options.stop {
         return stop_serving(folder);
     }
+    allow_many_descriptors();
     supervisor::serve(Paths::new(folder)?, options.background)?;
     Ok(ExitCode::SUCCESS)
 }

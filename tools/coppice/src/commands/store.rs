@@ -112,8 +112,9 @@ pub(super) fn snapshots(client: &Client, out: Output) -> Result<()> {
     out.print(&all, || {
         let mut rows = vec![heading(&["NAME", "KIND", "ID", "SIZE", "ADDED", "PARENT"])];
         rows.extend(all.snapshots.iter().map(|line| {
+            let named = line.name != line.id;
             vec![
-                line.name.clone(),
+                if named { line.name.clone() } else { "-".to_owned() },
                 line.kind.clone(),
                 short(&line.id),
                 bytes(line.logical_bytes),
