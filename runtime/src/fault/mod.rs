@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Invariants: a page becomes visible whole and verified or not at all
-//! ([`side`](crate::sys::side)); a thread that waits is woken by the page or
+//! (`sys::side`); a thread that waits is woken by the page or
 //! by poison, never left; no lock is held across a read of the store.
 
 mod engine;

@@ -1,5 +1,5 @@
 //! A userfaultfd as the page server uses it: faults come out, wakes and
-//! poison go in. Pages themselves go in through [`super::side`] only.
+//! poison go in. Pages themselves go in through `sys::side` only.
 //!
 //! Nothing here can change bytes that the calling process owns: waking lets a
 //! thread run again, and poisoning a page makes its next access fail.
