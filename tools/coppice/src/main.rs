@@ -16,6 +16,12 @@ use clap::error::ErrorKind;
 /// Wrong usage.
 const USAGE: u8 = 2;
 
+/// Whoever read the output has seen enough, as `head` does.
+fn is_closed_output(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<std::io::Error>();
+    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
 fn main() -> ExitCode {
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
@@ -31,6 +37,7 @@ fn main() -> ExitCode {
     };
     match commands::run(cli) {
         Ok(code) => code,
+        Err(error) if is_closed_output(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("coppice: {}", output::one_line(&error));
             ExitCode::FAILURE

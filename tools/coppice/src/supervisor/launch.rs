@@ -92,19 +92,39 @@ impl Supervisor {
         };
         let template = self.template(&entry, &fork.source)?;
         let mut machines = Vec::new();
+        if let Err(error) = self.make_all(&template, fork, begun, &mut machines, report) {
+            // All or nothing: nobody is told the names of a part.
+            for made in machines {
+                if let Err(error) = self.remove_machine(&made.name, true) {
+                    tracing::warn!(machine = made.name, %error, "cannot remove it");
+                }
+            }
+            return Err(error);
+        }
+        Ok(Forked { machines, parent_pause_us })
+    }
+
+    fn make_all(
+        &self,
+        template: &Template,
+        fork: &Fork,
+        begun: Instant,
+        made: &mut Vec<Ready>,
+        report: &mut dyn FnMut(Progress),
+    ) -> Result<()> {
         for reserved in self.reserve_for(fork)? {
             // The first is timed from the request; each later one from the
             // moment its turn came.
-            let begun = if machines.is_empty() { begun } else { Instant::now() };
-            machines.push(self.make(&template, reserved, begun, fork.paused)?);
+            let begun = if made.is_empty() { begun } else { Instant::now() };
+            made.push(self.make(template, reserved, begun, fork.paused)?);
             report(Progress {
                 what: "forking".to_owned(),
-                done: u64::try_from(machines.len())?,
+                done: u64::try_from(made.len())?,
                 total: u64::from(fork.count),
                 bytes: false,
             });
         }
-        Ok(Forked { machines, parent_pause_us })
+        Ok(())
     }
 
     fn entry_for_start(&self, fork: &Fork) -> Result<Entry> {

@@ -25,15 +25,16 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::net::UnixListener;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use coppice_engine::{Settings, Store};
+use coppice_engine::{Settings, Store, StoreError};
 use coppice_runtime::host::{News, Pager, Program};
 use coppice_runtime::protocol::{MachineKey, PagerEvent};
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use machine::{Machine, State, lock};
 use paths::Paths;
@@ -42,6 +43,9 @@ use table::Table;
 
 /// A supervisor without machines ends after this long without a request.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long to wait for a store that somebody else has open.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
 
 /// The supervisor of one store.
 #[derive(Debug)]
@@ -61,12 +65,18 @@ pub(crate) struct Supervisor {
     /// Why, for each of them.
     losses: Arc<Mutex<BTreeMap<MachineKey, String>>>,
     last_request: Mutex<Instant>,
+    /// Set by a request to end, or by a signal.
+    ending: Arc<AtomicBool>,
 }
 
 /// Serves until it is told to end, or nobody needs it.
 pub(crate) fn serve(paths: Paths, background: bool) -> Result<()> {
+    // Keys typed for the command that started it are not meant for it.
+    if background && rustix::process::setsid().is_err() {
+        tracing::debug!("already the leader of a session");
+    }
     // The store first: it refuses a folder that holds something else.
-    let store = Store::open(paths.store(), &Settings::default())?;
+    let store = open_store(&paths)?;
     paths
         .create()
         .with_context(|| format!("cannot make folders in {}", paths.store().display()))?;
@@ -87,6 +97,7 @@ pub(crate) fn serve(paths: Paths, background: bool) -> Result<()> {
         lost,
         losses: Arc::default(),
         last_request: Mutex::new(Instant::now()),
+        ending: ending_on_signals()?,
     });
     machine_file::find_ended(&supervisor.paths, &supervisor.table)?;
     supervisor.watch(ended, lost_keys)?;
@@ -95,6 +106,30 @@ pub(crate) fn serve(paths: Paths, background: bool) -> Result<()> {
     }
     tracing::info!(store = %supervisor.paths.store().display(), "serving");
     server::accept(&supervisor, &listener, background)
+}
+
+/// Opens the store. A supervisor that is just ending still has it for a
+/// moment after its socket is gone.
+fn open_store(paths: &Paths) -> Result<Store> {
+    let begun = Instant::now();
+    loop {
+        match Store::open(paths.store(), &Settings::default()) {
+            Err(StoreError::Locked) if begun.elapsed() < LOCK_LIMIT => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            opened => return Ok(opened?),
+        }
+    }
+}
+
+/// A flag that is set when this process is asked to end.
+fn ending_on_signals() -> Result<Arc<AtomicBool>> {
+    let ending = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&ending))
+            .context("cannot listen for signals")?;
+    }
+    Ok(ending)
 }
 
 /// Standard error is kept for why a supervisor could not start.

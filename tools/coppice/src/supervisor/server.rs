@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -14,9 +14,6 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::machine::lock;
 use super::{IDLE_LIMIT, Supervisor};
 use crate::rpc::{Failure, Hello, Message, PROTOCOL, Progress, Reply, Request};
-
-/// Set by a request to end, or by a signal.
-static ENDING: AtomicBool = AtomicBool::new(false);
 
 /// How often the loop looks whether it should end.
 const TICK: Duration = Duration::from_millis(200);
@@ -32,7 +29,7 @@ pub(crate) fn accept(
 ) -> Result<()> {
     listener.set_nonblocking(true)?;
     let busy = Arc::new(AtomicU64::new(0));
-    while !ENDING.load(Ordering::Acquire) {
+    while !supervisor.ending.load(Ordering::Acquire) {
         if background && is_idle(supervisor, &busy) {
             tracing::info!("nothing to do: ending");
             break;
@@ -158,7 +155,7 @@ fn answer(
         }
         Request::Pools => Reply::Pools(supervisor.pool_lines()?),
         Request::Shutdown => {
-            ENDING.store(true, Ordering::Release);
+            supervisor.ending.store(true, Ordering::Release);
             Reply::Done
         }
     };
