@@ -14,7 +14,7 @@ use coppice_runtime::sys::channel::{Channel, ChannelError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::rpc::{Hello, Message, PROTOCOL, Progress, Reply, Request};
+use crate::rpc::{Failure, Hello, Message, PROTOCOL, Progress, Reply, Request};
 use crate::supervisor::paths::Paths;
 
 /// How long a new supervisor may take to open its store. Opening republishes
@@ -48,8 +48,17 @@ impl Client {
         descriptors: &[BorrowedFd<'_>],
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Reply, Vec<OwnedFd>)> {
-        let channel = self.connect()?;
-        converse(&channel, request, descriptors, progress)
+        let begun = Instant::now();
+        loop {
+            let channel = self.connect()?;
+            match converse(&channel, &request, descriptors, progress) {
+                // The one that listened was just ending.
+                Err(Unanswered::Unread) if begun.elapsed() < START_LIMIT => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                answer => return Ok(answer?),
+            }
+        }
     }
 
     /// Asks for something that needs no files and shows no progress.
@@ -71,8 +80,11 @@ impl Client {
     /// Asks only if a supervisor is there already.
     pub(crate) fn ask_running(&self, request: Request) -> Result<Option<Reply>> {
         let Ok(socket) = UnixStream::connect(self.paths.socket()) else { return Ok(None) };
-        let (reply, _) = converse(&Channel::new(socket), request, &[], &mut |_| {})?;
-        Ok(Some(reply))
+        match converse(&Channel::new(socket), &request, &[], &mut |_| {}) {
+            Ok((reply, _)) => Ok(Some(reply)),
+            Err(Unanswered::Unread) => Ok(None),
+            Err(other) => Err(other.into()),
+        }
     }
 
     fn connect(&self) -> Result<Channel> {
@@ -134,30 +146,44 @@ fn startup_failure(mut errors: File, status: std::process::ExitStatus) -> Result
     Ok(last.unwrap_or_else(|| format!("the supervisor ended at once ({status})")))
 }
 
+/// Why a request has no answer.
+#[derive(Debug, thiserror::Error)]
+enum Unanswered {
+    #[error("the supervisor ended before it read the request; run the command again")]
+    Unread,
+    #[error(
+        "the supervisor ended before it answered; what was committed is safe, run the command again"
+    )]
+    Gone,
+    #[error(transparent)]
+    Channel(ChannelError),
+    #[error(transparent)]
+    Refused(#[from] Failure),
+}
+
 fn converse(
     channel: &Channel,
-    request: Request,
+    request: &Request,
     descriptors: &[BorrowedFd<'_>],
     progress: &mut dyn FnMut(Progress),
-) -> Result<(Reply, Vec<OwnedFd>)> {
-    let hello = Hello { protocol: PROTOCOL, request };
-    channel.send(&hello, descriptors).map_err(gone)?;
+) -> Result<(Reply, Vec<OwnedFd>), Unanswered> {
+    let mut accepted = false;
+    let failed = |error: ChannelError, accepted: bool| match error {
+        ChannelError::Closed if accepted => Unanswered::Gone,
+        ChannelError::Closed => Unanswered::Unread,
+        error => Unanswered::Channel(error),
+    };
+    let hello = Hello { protocol: PROTOCOL, request: request.clone() };
+    channel.send(&hello, descriptors).map_err(|error| failed(error, false))?;
     loop {
-        let (message, received) = channel.receive::<Message>().map_err(gone)?;
+        let (message, received) =
+            channel.receive::<Message>().map_err(|error| failed(error, accepted))?;
         match message {
+            Message::Accepted => accepted = true,
             Message::Progress(step) => progress(step),
             Message::Reply(Ok(reply)) => return Ok((reply, received)),
             Message::Reply(Err(failure)) => return Err(failure.into()),
         }
-    }
-}
-
-fn gone(error: ChannelError) -> anyhow::Error {
-    match error {
-        ChannelError::Closed => anyhow::anyhow!(
-            "the supervisor ended before it answered; what was committed is safe, run the command again"
-        ),
-        error => error.into(),
     }
 }
 

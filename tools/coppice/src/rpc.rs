@@ -19,7 +19,7 @@ pub(crate) struct Hello {
 }
 
 /// A request, with the descriptors that travel beside it.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Request {
     /// Is anybody there?
     Ping,
@@ -106,7 +106,7 @@ pub(crate) enum Part {
 }
 
 /// Boots a kernel.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Boot {
     pub(crate) name: Option<String>,
     pub(crate) disks: Vec<String>,
@@ -117,7 +117,7 @@ pub(crate) struct Boot {
 }
 
 /// Starts `count` machines that continue from one instant.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Fork {
     /// A machine's name or a snapshot's.
     pub(crate) source: String,
@@ -133,6 +133,9 @@ pub(crate) struct Fork {
 /// From the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Message {
+    /// The request was read and is being acted on. Before this, nothing has
+    /// happened, and the caller may ask again.
+    Accepted,
     Progress(Progress),
     Reply(Result<Reply, Failure>),
 }

@@ -86,6 +86,7 @@ fn answer_on_thread(
 fn converse(supervisor: &Supervisor, channel: &Channel) -> Result<(), ChannelError> {
     let (hello, received) = channel.receive::<Hello>()?;
     let answer = if hello.protocol == PROTOCOL {
+        channel.send(&Message::Accepted, &[])?;
         let mut report = |step: Progress| {
             // A caller that went away is noticed at the reply.
             drop(channel.send(&Message::Progress(step), &[]));
