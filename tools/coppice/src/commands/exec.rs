@@ -16,6 +16,9 @@ use crate::cli;
 use crate::client::{Client, unexpected};
 use crate::rpc::{Reply, Request};
 
+/// The interrupt that ends this process even if the machine does not react.
+const IMPATIENT: u32 = 3;
+
 /// A conversation with the agent of a machine that has its own identity.
 pub(crate) fn agent(client: &Client, machine: &str) -> Result<Agent> {
     let request = Request::Agent { machine: machine.to_owned() };
@@ -27,7 +30,6 @@ pub(crate) fn agent(client: &Client, machine: &str) -> Result<Agent> {
 
 /// `coppice exec`.
 pub(super) fn exec(client: &Client, options: cli::Exec) -> Result<ExitCode> {
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH])?;
     let exec = Exec {
         argv: options.command.iter().map(|word| word.as_bytes().to_vec()).collect(),
         env: options.env.iter().map(|pair| variable(pair)).collect::<Result<_>>()?,
@@ -40,6 +42,8 @@ pub(super) fn exec(client: &Client, options: cli::Exec) -> Result<ExitCode> {
         Ok(halves) => halves,
         Err(error) => return refused(&error),
     };
+    // Until here a signal ends this process, which is what it is for.
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH])?;
     let _raw = if options.tty { RawTerminal::enter()? } else { None };
     let ended = signals.handle();
     let to_signal = input.clone();
@@ -76,7 +80,15 @@ fn variable(pair: &str) -> Result<(Vec<u8>, Vec<u8>)> {
 }
 
 fn pass_signals(signals: &mut Signals, input: &ExecInput) {
+    let mut asked_to_end = 0;
     for signal in signals.forever() {
+        if [SIGINT, SIGTERM].contains(&signal) {
+            asked_to_end += 1;
+            if asked_to_end == IMPATIENT {
+                eprintln!("coppice: the machine does not react: leaving it alone");
+                std::process::exit(128 + signal);
+            }
+        }
         let sent = match signal {
             SIGWINCH => input.resize(window()),
             other => input.signal(other),

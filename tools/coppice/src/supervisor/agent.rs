@@ -1,6 +1,7 @@
 //! Reaching the agent in a guest, never before the guest has its own identity.
 
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +16,9 @@ const AGENT_LIMIT: Duration = Duration::from_secs(180);
 
 /// How long the agent may take to answer once it was reached.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long the agent may take to hear that the guest should shut down.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 
 /// How far behind a guest's clock may be set, and how often to try for it.
 const CLOCK_ERROR: Duration = Duration::from_millis(100);
@@ -35,9 +39,13 @@ impl Supervisor {
     /// Makes sure that a machine has fresh entropy, the right time and a name
     /// of its own; returns its generation.
     pub(crate) fn renew(&self, machine: &Machine) -> Result<u64> {
-        let mut identity = lock(&machine.identity);
-        if identity.renewed == identity.wanted {
-            return Ok(identity.wanted);
+        let mut renewed = lock(&machine.identity.renewed);
+        let wanted = machine.identity.wanted.load(Ordering::Acquire);
+        if machine.state() == State::Paused {
+            bail!("{} is paused: `coppice resume {}` first", machine.name, machine.name);
+        }
+        if *renewed == wanted {
+            return Ok(wanted);
         }
         let begun = Instant::now();
         loop {
@@ -45,7 +53,7 @@ impl Supervisor {
             if machine.state() == State::Paused {
                 bail!("{} is paused: `coppice resume {}` first", machine.name, machine.name);
             }
-            match renew_once(&live, machine, identity.wanted) {
+            match renew_once(&live, machine, wanted, ANSWER_LIMIT) {
                 Ok(()) => break,
                 Err(error @ ClientError::Refused { .. }) => return Err(error.into()),
                 Err(error) if begun.elapsed() > AGENT_LIMIT => {
@@ -59,13 +67,13 @@ impl Supervisor {
                 Err(_) => std::thread::sleep(RETRY),
             }
         }
-        identity.renewed = identity.wanted;
-        Ok(identity.wanted)
+        *renewed = wanted;
+        Ok(wanted)
     }
 
     /// Asks the guest to shut down and waits until it has.
     pub(crate) fn shut_down(&self, machine: &Machine, live: &Live, limit: Duration) -> bool {
-        let asked = ask_to_shut_down(live, lock(&machine.identity).renewed);
+        let asked = ask_to_shut_down(live, machine);
         if let Err(error) = asked {
             tracing::warn!(machine = machine.name, %error, "the guest does not shut down");
             return false;
@@ -78,8 +86,13 @@ impl Supervisor {
     }
 }
 
-fn renew_once(live: &Live, machine: &Machine, generation: u64) -> Result<(), ClientError> {
-    let mut agent = Client::new(reach(live, ANSWER_LIMIT)?, generation)?;
+fn renew_once(
+    live: &Live,
+    machine: &Machine,
+    generation: u64,
+    limit: Duration,
+) -> Result<(), ClientError> {
+    let mut agent = Client::new(reach(live, limit)?, generation)?;
     let mut identity = identity(&machine.name, generation)?;
     for _ in 0..CLOCK_TRIES {
         identity.realtime_ns = clock::realtime_ns();
@@ -95,8 +108,19 @@ fn renew_once(live: &Live, machine: &Machine, generation: u64) -> Result<(), Cli
     Ok(())
 }
 
-fn ask_to_shut_down(live: &Live, generation: u64) -> Result<(), ClientError> {
-    Client::new(reach(live, Duration::from_secs(10))?, generation)?.shutdown()
+/// The agent listens only to callers with its generation, so a guest that
+/// nobody has talked to yet renews first.
+fn ask_to_shut_down(live: &Live, machine: &Machine) -> Result<()> {
+    // Whoever holds it waits for an agent that does not answer.
+    let Ok(mut renewed) = machine.identity.renewed.try_lock() else {
+        bail!("its agent does not answer");
+    };
+    let wanted = machine.identity.wanted.load(Ordering::Acquire);
+    if *renewed != wanted {
+        renew_once(live, machine, wanted, SHUTDOWN_LIMIT)?;
+        *renewed = wanted;
+    }
+    Ok(Client::new(reach(live, SHUTDOWN_LIMIT)?, wanted)?.shutdown()?)
 }
 
 fn reach(live: &Live, limit: Duration) -> Result<UnixStream, ClientError> {

@@ -166,7 +166,7 @@ impl Supervisor {
     }
 
     fn pools_of(&self, images: &[ImageRef]) -> Result<Vec<Arc<Pool>>> {
-        images.iter().map(|image| self.pools.get(image, &self.store, &*self.pager()?)).collect()
+        images.iter().map(|image| self.pools.get(image, &self.store, &self.pager()?)).collect()
     }
 
     fn template(&self, entry: &Entry, source: &str) -> Result<Template> {
@@ -187,7 +187,7 @@ impl Supervisor {
             .collect::<Result<_>>()?;
         let origin = Origin::Instant {
             state: self.read_blob(&state)?,
-            memory: self.pools.get(&memory, &self.store, &*self.pager()?)?,
+            memory: self.pools.get(&memory, &self.store, &self.pager()?)?,
         };
         Ok(Template {
             config,
@@ -215,7 +215,9 @@ impl Supervisor {
         };
         let spent_ns = entered_ns.map_or(0, |entered_ns| entered_ns.saturating_sub(begun_ns));
         let waited_ns = if paused { 0 } else { u64::try_from(waited.as_nanos())? };
-        super::machine_file::write(&machine)?;
+        if let Err(error) = super::machine_file::write(&machine) {
+            return Err(self.discard(&machine, error));
+        }
         let name = reserved.name.clone();
         reserved.fill(machine);
         Ok(Ready { name, ready_us: (spent_ns + waited_ns) / 1000 })
@@ -237,7 +239,7 @@ impl Supervisor {
             lineage: Mutex::new(template.lineage.clone()),
             live: Mutex::new(None),
             last_faults: Mutex::new(None),
-            identity: Mutex::new(Identity { wanted: super::agent::generation()?, renewed: 0 }),
+            identity: Identity::new(super::agent::generation()?),
         })
     }
 
@@ -377,8 +379,14 @@ fn attach(
         .map(|region| Some((pool_of(region.content)?.id, *region)))
         .collect::<Option<Vec<(PoolId, Region)>>>()
         .context("the machine has a mapping that no image fits")?;
-    supervisor.pager()?.attach(machine.key, regions, &built.userfault)?;
-    Ok(memory.into_iter().chain(&template.disks).cloned().collect())
+    let pools: Vec<Arc<Pool>> = memory.into_iter().chain(&template.disks).cloned().collect();
+    // The page server that made the pools: a later one does not know them.
+    let pager = match pools.first() {
+        Some(pool) => Arc::clone(&pool.pager),
+        None => supervisor.pager()?,
+    };
+    pager.attach(machine.key, regions, &built.userfault)?;
+    Ok(pools)
 }
 
 fn check_shape(boot: &Boot) -> Result<()> {

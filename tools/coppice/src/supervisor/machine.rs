@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coppice_engine::{ImageRef, SnapshotId};
@@ -87,14 +88,22 @@ pub(crate) struct Machine {
     /// Last counters, once it is detached from the page server.
     pub(crate) last_faults: Mutex<Option<MachineFaults>>,
     /// The generation that its agent has renewed to, and the wanted one.
-    pub(crate) identity: Mutex<Identity>,
+    pub(crate) identity: Identity,
 }
 
 /// Which identity a machine's guest has and should have.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Identity {
-    pub(crate) wanted: u64,
-    pub(crate) renewed: u64,
+    pub(crate) wanted: AtomicU64,
+    /// Held while a renewal is under way.
+    pub(crate) renewed: Mutex<u64>,
+}
+
+impl Identity {
+    /// One that the guest has not taken yet.
+    pub(crate) fn new(wanted: u64) -> Self {
+        Self { wanted: AtomicU64::new(wanted), renewed: Mutex::new(0) }
+    }
 }
 
 impl Machine {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use coppice_runtime::protocol::{MachineConfig, MachineKey};
 use serde::{Deserialize, Serialize};
 
-use super::machine::{Identity, Lineage, Machine, State, lock};
+use super::machine::{Identity, Lineage, Machine, State};
 use super::paths::Paths;
 use super::table::Table;
 
@@ -20,17 +20,20 @@ struct Saved {
     memory_bytes: u64,
     vcpus: u32,
     ended: Option<String>,
+    failed: bool,
 }
 
 /// Writes or replaces a machine's file.
 pub(crate) fn write(machine: &Machine) -> Result<()> {
-    let ended = lock(&machine.state).reason().map(str::to_owned);
+    let state = machine.state();
+    let ended = state.reason().map(str::to_owned);
     let saved = Saved {
         name: machine.name.clone(),
         source: machine.source.clone(),
         memory_bytes: machine.config.memory_bytes,
         vcpus: machine.config.vcpus,
         ended,
+        failed: matches!(state, State::Failed(_)),
     };
     let path = machine.folder.join(FILE);
     let partial = machine.folder.join("machine.json.tmp");
@@ -43,6 +46,9 @@ pub(crate) fn write(machine: &Machine) -> Result<()> {
 pub(crate) fn find_ended(paths: &Paths, table: &Table) -> Result<()> {
     for folder in std::fs::read_dir(paths.machines())? {
         let folder = folder?.path();
+        if !folder.is_dir() {
+            continue;
+        }
         let Ok(bytes) = std::fs::read(folder.join(FILE)) else {
             // It was being made when its supervisor ended: nobody knows it.
             std::fs::remove_dir_all(&folder)
@@ -51,6 +57,7 @@ pub(crate) fn find_ended(paths: &Paths, table: &Table) -> Result<()> {
         };
         let Ok(saved) = serde_json::from_slice::<Saved>(&bytes) else { continue };
         let state = match saved.ended {
+            Some(reason) if saved.failed => State::Failed(reason),
             Some(reason) => State::Stopped(reason),
             None => State::Failed("its supervisor ended while it ran".to_owned()),
         };
@@ -70,7 +77,7 @@ pub(crate) fn find_ended(paths: &Paths, table: &Table) -> Result<()> {
             lineage: Mutex::new(Lineage { snapshot: None, memory: None, disks: Vec::new() }),
             live: Mutex::new(None),
             last_faults: Mutex::new(None),
-            identity: Mutex::new(Identity { wanted: 0, renewed: 0 }),
+            identity: Identity::new(0),
         });
     }
     Ok(())

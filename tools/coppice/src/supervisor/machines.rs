@@ -3,6 +3,8 @@
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -91,7 +93,7 @@ impl Supervisor {
         let _turn = lock(&machine.turn);
         let live = alive(&machine)?;
         if machine.state() == State::Paused {
-            lock(&machine.identity).wanted = super::agent::generation()?;
+            machine.identity.wanted.store(super::agent::generation()?, Ordering::Release);
             live.vmm.resume()?;
             machine.now(State::Running);
         }
@@ -101,8 +103,12 @@ impl Supervisor {
     /// Shuts the guest down, or ends it without asking.
     pub(crate) fn stop(&self, name: &str, kill: bool) -> Result<Reply> {
         let machine = self.table.get(name)?;
+        if kill {
+            end_now(&machine, "it was stopped");
+        }
         let _turn = lock(&machine.turn);
         if !machine.state().is_alive() {
+            self.release(&machine);
             return Ok(Reply::Done);
         }
         let live = alive(&machine)?;
@@ -122,15 +128,19 @@ impl Supervisor {
         if machine.state().is_alive() && !force {
             bail!("{name} is {}: stop it first, or use --force", machine.state().word());
         }
+        end_now(&machine, "it was removed");
         let _turn = lock(&machine.turn);
-        machine.ended(State::Stopped("it was removed".to_owned()));
+        if !self.table.holds(&machine) {
+            // Somebody else removed it; the name may be another machine's.
+            return Ok(Reply::Done);
+        }
         self.release(&machine);
         match std::fs::remove_dir_all(&machine.folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error)
                     .with_context(|| format!("cannot remove {}", machine.folder.display()));
             }
-            _ => self.table.remove(name),
+            _ => self.table.remove_machine(&machine),
         }
         Ok(Reply::Done)
     }
@@ -143,6 +153,14 @@ impl Supervisor {
                 self.release(&machine);
             }
         }
+    }
+}
+
+/// Kills a machine's process without waiting for whoever works with it.
+fn end_now(machine: &Arc<Machine>, why: &str) {
+    machine.ended(State::Stopped(why.to_owned()));
+    if let Some(live) = machine.live() {
+        live.vmm.kill();
     }
 }
 

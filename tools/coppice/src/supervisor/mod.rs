@@ -80,7 +80,7 @@ pub(crate) fn serve(paths: Paths, background: bool) -> Result<()> {
     paths
         .create()
         .with_context(|| format!("cannot make folders in {}", paths.store().display()))?;
-    log_to(&paths)?;
+    log_to(&paths, background)?;
     let listener = listen(&paths)?;
     let (news, ended) = unbounded();
     let (lost, lost_keys) = unbounded();
@@ -133,13 +133,17 @@ fn ending_on_signals() -> Result<Arc<AtomicBool>> {
 }
 
 /// Standard error is kept for why a supervisor could not start.
-fn log_to(paths: &Paths) -> Result<()> {
+fn log_to(paths: &Paths, background: bool) -> Result<()> {
     let path = paths.supervisor_log();
     let log = File::options()
         .create(true)
         .append(true)
         .open(&path)
         .with_context(|| format!("cannot write {}", path.display()))?;
+    if background {
+        // From here on a panic is told there too.
+        rustix::stdio::dup2_stderr(&log)?;
+    }
     tracing_subscriber::fmt()
         .with_env_filter(crate::commands::log_filter())
         .with_writer(Mutex::new(log))

@@ -25,6 +25,8 @@ pub(crate) struct Pool {
     pub(crate) image: ImageRef,
     /// Its memfd, read-only.
     pub(crate) memory: OwnedFd,
+    /// The page server that fills it.
+    pub(crate) pager: Arc<Pager>,
 }
 
 /// All open pools.
@@ -42,7 +44,12 @@ struct Open {
 
 impl Pools {
     /// The pool of an image, opened if it is not.
-    pub(crate) fn get(&self, image: &ImageRef, store: &Store, pager: &Pager) -> Result<Arc<Pool>> {
+    pub(crate) fn get(
+        &self,
+        image: &ImageRef,
+        store: &Store,
+        pager: &Arc<Pager>,
+    ) -> Result<Arc<Pool>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = open.pools.values().find(|pool| pool.image == *image) {
             return Ok(Arc::clone(pool));
@@ -55,7 +62,10 @@ impl Pools {
 
     /// Forgets everything: the page server that had it is gone.
     pub(crate) fn forget(&self) {
-        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = Open::default();
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.pools.clear();
+        open.packs.clear();
+        // Ids go on: an old one must not name a new pool.
     }
 
     /// Every open pool with the number of its users.
@@ -71,7 +81,7 @@ fn users(pool: &Arc<Pool>) -> u64 {
 }
 
 impl Open {
-    fn make(&mut self, image: &ImageRef, store: &Store, pager: &Pager) -> Result<Pool> {
+    fn make(&mut self, image: &ImageRef, store: &Store, pager: &Arc<Pager>) -> Result<Pool> {
         let map = store.page_map(image).context("cannot locate the pages of an image")?;
         for pack in map.packs() {
             let number = pack.0;
@@ -88,10 +98,10 @@ impl Open {
         let mut table = File::from(rustix::fs::memfd_create("coppice-page-map", flags)?);
         table.write_all(&map.to_bytes())?;
         let memory = pager.open_pool(id, table.as_fd())?;
-        Ok(Pool { id, image: *image, memory })
+        Ok(Pool { id, image: *image, memory, pager: Arc::clone(pager) })
     }
 
-    fn close_idle(&mut self, pager: &Pager) {
+    fn close_idle(&mut self, pager: &Arc<Pager>) {
         let idle: Vec<PoolId> =
             self.pools.iter().filter(|(_, pool)| users(pool) == 0).map(|(id, _)| *id).collect();
         let excess = idle.len().saturating_sub(IDLE_POOLS_MAX);

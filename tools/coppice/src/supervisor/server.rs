@@ -18,6 +18,9 @@ use crate::rpc::{Failure, Hello, Message, PROTOCOL, Progress, Reply, Request};
 /// How often the loop looks whether it should end.
 const TICK: Duration = Duration::from_millis(200);
 
+/// How long a caller may take to say what it wants.
+const HELLO_LIMIT: Duration = Duration::from_secs(30);
+
 /// What a request is answered with.
 type Answer = (Reply, Vec<OwnedFd>);
 
@@ -36,16 +39,29 @@ pub(crate) fn accept(
         }
         wait(listener)?;
         match listener.accept() {
-            Ok((socket, _)) => answer_on_thread(supervisor, socket, &busy)?,
+            Ok((socket, _)) => {
+                if let Err(error) = answer_on_thread(supervisor, socket, &busy) {
+                    tracing::warn!(%error, "cannot answer a caller");
+                }
+            }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) => tracing::warn!(%error, "accept"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a caller");
+                // Out of descriptors, most likely: some come back.
+                std::thread::sleep(TICK);
+            }
         }
     }
     // A caller that connects from here on finds no socket and starts a new
     // supervisor, which waits for the store's lock.
-    std::fs::remove_file(supervisor.paths.socket()).context("cannot remove the socket")?;
+    let removed = std::fs::remove_file(supervisor.paths.socket());
     supervisor.end_all();
-    Ok(())
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).context("cannot remove the socket")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn wait(listener: &UnixListener) -> Result<()> {
@@ -73,17 +89,23 @@ fn answer_on_thread(
     socket.set_nonblocking(false)?;
     busy.fetch_add(1, Ordering::AcqRel);
     let supervisor = Arc::clone(supervisor);
-    let busy = Arc::clone(busy);
-    super::spawn("request", move || {
+    let counted = Arc::clone(busy);
+    let spawned = super::spawn("request", move || {
         if let Err(error) = converse(&supervisor, &Channel::new(socket)) {
             tracing::debug!(%error, "a caller left");
         }
         *lock(&supervisor.last_request) = Instant::now();
+        counted.fetch_sub(1, Ordering::AcqRel);
+    });
+    if spawned.is_err() {
         busy.fetch_sub(1, Ordering::AcqRel);
-    })
+    }
+    spawned
 }
 
 fn converse(supervisor: &Supervisor, channel: &Channel) -> Result<(), ChannelError> {
+    // A caller that says nothing must not keep a supervisor from idling out.
+    channel.socket().set_read_timeout(Some(HELLO_LIMIT))?;
     let (hello, received) = channel.receive::<Hello>()?;
     let answer = if hello.protocol == PROTOCOL {
         channel.send(&Message::Accepted, &[])?;

@@ -71,9 +71,18 @@ impl Table {
         lock(&self.slots).values().flatten().cloned().collect()
     }
 
-    /// Forgets a machine.
-    pub(crate) fn remove(&self, name: &str) {
-        lock(&self.slots).remove(name);
+    /// Whether this very machine is here under its name.
+    pub(crate) fn holds(&self, machine: &Arc<Machine>) -> bool {
+        let slots = lock(&self.slots);
+        matches!(slots.get(&machine.name), Some(Some(held)) if Arc::ptr_eq(held, machine))
+    }
+
+    /// Forgets this very machine.
+    pub(crate) fn remove_machine(&self, machine: &Arc<Machine>) {
+        let mut slots = lock(&self.slots);
+        if matches!(slots.get(&machine.name), Some(Some(held)) if Arc::ptr_eq(held, machine)) {
+            slots.remove(&machine.name);
+        }
     }
 
     /// Adds a machine that was found on disk.
@@ -93,7 +102,7 @@ impl Reserved<'_> {
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         if !self.filled {
-            self.table.remove(&self.name);
+            lock(&self.table.slots).remove(&self.name);
         }
     }
 }
