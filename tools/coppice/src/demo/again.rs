@@ -32,7 +32,7 @@ impl Demonstration<'_> {
         let bound = changed * 2 + (1 << 20);
         self.check(
             "an incremental snapshot stores what changed, not the machine",
-            first.stored_bytes <= bound && second.new_bytes <= first.logical_bytes / 20,
+            first.stored_bytes <= bound && second.new_bytes <= changed,
             format!(
                 "{} changed pages ({}) stored as {}; the next one as {}",
                 first.dirty_pages,

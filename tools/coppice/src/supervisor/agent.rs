@@ -41,18 +41,14 @@ impl Supervisor {
     pub(crate) fn renew(&self, machine: &Machine) -> Result<u64> {
         let mut renewed = lock(&machine.identity.renewed);
         let wanted = machine.identity.wanted.load(Ordering::Acquire);
-        if machine.state() == State::Paused {
-            bail!("{} is paused: `coppice resume {}` first", machine.name, machine.name);
-        }
+        refuse_paused(machine)?;
         if *renewed == wanted {
             return Ok(wanted);
         }
         let begun = Instant::now();
         loop {
             let live = alive(machine)?;
-            if machine.state() == State::Paused {
-                bail!("{} is paused: `coppice resume {}` first", machine.name, machine.name);
-            }
+            refuse_paused(machine)?;
             match renew_once(&live, machine, wanted, ANSWER_LIMIT) {
                 Ok(()) => break,
                 Err(error @ ClientError::Refused { .. }) => return Err(error.into()),
@@ -84,6 +80,14 @@ impl Supervisor {
         }
         !machine.state().is_alive()
     }
+}
+
+/// Nobody in a paused machine can answer.
+fn refuse_paused(machine: &Machine) -> Result<()> {
+    if machine.state() == State::Paused {
+        bail!("{} is paused: `coppice resume {}` first", machine.name, machine.name);
+    }
+    Ok(())
 }
 
 fn renew_once(

@@ -112,9 +112,8 @@ impl Supervisor {
             return Ok(Reply::Done);
         }
         let live = alive(&machine)?;
-        let asked = !kill
-            && machine.state() == State::Running
-            && self.shut_down(&machine, &live, STOP_LIMIT);
+        let asked =
+            machine.state() == State::Running && self.shut_down(&machine, &live, STOP_LIMIT);
         let how = if asked { "it was shut down" } else { "it was stopped" };
         machine.ended(State::Stopped(how.to_owned()));
         live.vmm.kill();

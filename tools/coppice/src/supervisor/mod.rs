@@ -229,7 +229,6 @@ impl Supervisor {
         let why = lock(&self.losses).get(&key).cloned().unwrap_or_default();
         if key == EVERY_MACHINE {
             *lock(&self.pager) = None;
-            self.pools.forget();
             lock(&self.losses).remove(&key);
         }
         for machine in self.table.list() {

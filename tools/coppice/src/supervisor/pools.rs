@@ -35,8 +35,11 @@ pub(crate) struct Pools {
     open: Mutex<Open>,
 }
 
+/// What one page server has. With the next one it all begins again, but for
+/// the ids: an old one must not name a new pool.
 #[derive(Debug, Default)]
 struct Open {
+    pager: Option<Arc<Pager>>,
     pools: BTreeMap<PoolId, Arc<Pool>>,
     packs: BTreeSet<u64>,
     next: u64,
@@ -51,6 +54,7 @@ impl Pools {
         pager: &Arc<Pager>,
     ) -> Result<Arc<Pool>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.belong_to(pager);
         if let Some(pool) = open.pools.values().find(|pool| pool.image == *image) {
             return Ok(Arc::clone(pool));
         }
@@ -58,14 +62,6 @@ impl Pools {
         let pool = Arc::new(open.make(image, store, pager)?);
         open.pools.insert(pool.id, Arc::clone(&pool));
         Ok(pool)
-    }
-
-    /// Forgets everything: the page server that had it is gone.
-    pub(crate) fn forget(&self) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.pools.clear();
-        open.packs.clear();
-        // Ids go on: an old one must not name a new pool.
     }
 
     /// Every open pool with the number of its users.
@@ -81,6 +77,15 @@ fn users(pool: &Arc<Pool>) -> u64 {
 }
 
 impl Open {
+    /// Forgets what another page server had: it is gone.
+    fn belong_to(&mut self, pager: &Arc<Pager>) {
+        if !self.pager.as_ref().is_some_and(|mine| Arc::ptr_eq(mine, pager)) {
+            self.pools.clear();
+            self.packs.clear();
+            self.pager = Some(Arc::clone(pager));
+        }
+    }
+
     fn make(&mut self, image: &ImageRef, store: &Store, pager: &Arc<Pager>) -> Result<Pool> {
         let map = store.page_map(image).context("cannot locate the pages of an image")?;
         for pack in map.packs() {
