@@ -141,7 +141,25 @@ fn mistakes_get_one_clear_line() {
     assert!(line.contains(disk), "an existing file is not overwritten: {line}");
     let line = coppice.refusal(&["exec", "ghost", "--", "true"]).unwrap();
     assert!(line.contains("no machine named ghost"), "{line}");
-    assert_eq!(coppice.run(&["frobnicate"]).unwrap().status.code(), Some(2));
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    let coppice = Coppice::new().unwrap();
+    let disk = coppice.scratch("disk");
+    let disk = disk.to_str().unwrap();
+    for wrong in [
+        &["frobnicate"][..],
+        &["fork", "it", "--count", "0"],
+        &["run", "--kernel", disk, "--memory", "1"],
+        &["run", "--kernel", disk, "--cpus", "65"],
+        &["cp", "one:/a", "two:/b"],
+        &["cp", "./a", "./b"],
+    ] {
+        let output = coppice.run(wrong).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+        assert!(!output.stderr.is_empty(), "{wrong:?} is told why");
+    }
 }
 
 #[test]

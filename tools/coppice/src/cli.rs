@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
+
+use crate::supervisor::{FORKS, MEMORY_MIB, VCPUS};
 
 /// Capture running Linux machines whole - memory, disks and CPU - and regrow
 /// them in milliseconds as any number of forks that share what they have not
@@ -157,10 +160,10 @@ pub(crate) struct Run {
     #[arg(long = "disk", value_name = "NAME")]
     pub(crate) disks: Vec<String>,
     /// Guest memory
-    #[arg(long, value_name = "MiB", default_value_t = 256)]
+    #[arg(long, value_name = "MiB", default_value_t = 256, value_parser = RangedU64ValueParser::<u64>::new().range(MEMORY_MIB))]
     pub(crate) memory: u64,
     /// Number of CPUs
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<u32>::new().range(VCPUS))]
     pub(crate) cpus: u32,
     /// Kernel command line to use instead of the usual one
     #[arg(long, value_name = "TEXT")]
@@ -195,7 +198,7 @@ pub(crate) struct Fork {
     /// A machine, captured as it is now, or a snapshot
     pub(crate) source: String,
     /// How many
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = RangedU64ValueParser::<u32>::new().range(FORKS))]
     pub(crate) count: u32,
     /// Name of the fork, or the beginning of all their names
     #[arg(long)]

@@ -13,8 +13,20 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-/// Wrong usage.
+/// The exit code of wrong usage.
 const USAGE: u8 = 2;
+
+/// Wrong usage that only a command itself can see.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WrongUsage(pub(crate) &'static str);
+
+impl std::fmt::Display for WrongUsage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for WrongUsage {}
 
 /// Whoever read the output has seen enough, as `head` does.
 fn is_closed_output(error: &anyhow::Error) -> bool {
@@ -40,7 +52,7 @@ fn main() -> ExitCode {
         Err(error) if is_closed_output(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("coppice: {}", output::one_line(&error));
-            ExitCode::FAILURE
+            if error.is::<WrongUsage>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }
     }
 }

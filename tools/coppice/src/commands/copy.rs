@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::exec::agent;
+use crate::WrongUsage;
 use crate::client::Client;
 
 /// One side of a copy.
@@ -33,7 +34,10 @@ pub(super) fn cp(client: &Client, source: &str, target: &str) -> Result<()> {
             agent(client, name)?.put(from, path)?
         }
         (Place::Machine { name, path }, Place::Host(to)) => agent(client, name)?.get(path, to)?,
-        _ => bail!("one side must be MACHINE:PATH and the other a path on this host"),
+        _ => {
+            let usage = "one side must be MACHINE:PATH and the other a path on this host";
+            return Err(WrongUsage(usage).into());
+        }
     };
     if report.skipped > 0 {
         eprintln!("coppice: {} sockets, devices or pipes were not copied", report.skipped);

@@ -1,6 +1,7 @@
 //! Making machines: by booting a kernel, or by continuing from a snapshot.
 
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -22,10 +23,12 @@ use crate::rpc::{Boot, Fork, Forked, Progress, Ready};
 const DEFAULT_CMDLINE: &str =
     "console=ttyS0 quiet panic=-1 reboot=k root=/dev/vda rw init=/usr/sbin/coppice-agent";
 
-const MEMORY_MIB_MIN: u64 = 16;
-const MEMORY_MIB_MAX: u64 = 1 << 20;
-const VCPUS_MAX: u32 = 64;
-const FORKS_MAX: u32 = 10_000;
+/// Guest memory that a machine may have.
+pub(crate) const MEMORY_MIB: RangeInclusive<u64> = 16..=1 << 20;
+/// CPUs that a machine may have.
+pub(crate) const VCPUS: RangeInclusive<u64> = 1..=64;
+/// Forks that one request may make.
+pub(crate) const FORKS: RangeInclusive<u64> = 1..=10_000;
 
 /// Everything needed to make machines that begin alike.
 struct Template {
@@ -78,9 +81,7 @@ impl Supervisor {
     /// Starts machines that continue from a snapshot, or from a machine as it
     /// is now.
     pub(crate) fn fork(&self, fork: &Fork, report: &mut dyn FnMut(Progress)) -> Result<Forked> {
-        if fork.count == 0 || fork.count > FORKS_MAX {
-            bail!("--count must be between 1 and {FORKS_MAX}, not {}", fork.count);
-        }
+        within("--count", u64::from(fork.count), &FORKS)?;
         let machine = if fork.snapshot_only { None } else { self.table.find(&fork.source) };
         let begun = Instant::now();
         let (entry, parent_pause_us) = match machine {
@@ -390,16 +391,17 @@ fn attach(
 }
 
 fn check_shape(boot: &Boot) -> Result<()> {
-    if !(MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(&boot.memory_mib) {
-        bail!(
-            "--memory must be between {MEMORY_MIB_MIN} and {MEMORY_MIB_MAX} MiB, not {}",
-            boot.memory_mib
-        );
+    within("--memory (in MiB)", boot.memory_mib, &MEMORY_MIB)?;
+    within("--cpus", u64::from(boot.cpus), &VCPUS)
+}
+
+/// The command line refuses other numbers too, but anyone can write to the
+/// socket.
+fn within(what: &str, number: u64, allowed: &RangeInclusive<u64>) -> Result<()> {
+    if allowed.contains(&number) {
+        return Ok(());
     }
-    if boot.cpus == 0 || boot.cpus > VCPUS_MAX {
-        bail!("--cpus must be between 1 and {VCPUS_MAX}, not {}", boot.cpus);
-    }
-    Ok(())
+    bail!("{what} must be between {} and {}, not {number}", allowed.start(), allowed.end())
 }
 
 /// The image in one of a snapshot's places.

@@ -36,6 +36,7 @@ use coppice_runtime::protocol::{MachineKey, PagerEvent};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+pub(crate) use launch::{FORKS, MEMORY_MIB, VCPUS};
 use machine::{Machine, State, lock};
 use paths::Paths;
 use pools::Pools;
