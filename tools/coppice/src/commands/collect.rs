@@ -37,7 +37,7 @@ fn planned(plan: &GcPlan) -> String {
     if !touched.is_empty() {
         let mut rows = vec![heading(&["PACK", "ACTION", "SIZE", "LIVE", "DEAD"])];
         rows.extend(touched.into_iter().map(row));
-        text = table(&rows) + "\n\n";
+        text = table(&rows) + "\n";
     }
     text + &format!(
         "frees now            {}\nrewrites             {}\nfrees after that     {}",
