@@ -156,6 +156,13 @@ pub enum StoreError {
         /// Its id.
         id: String,
     },
+    /// A pack was collected while it was looked for; what is still needed of
+    /// it lies in another pack now.
+    #[error("pack {pack} was collected just now; try again")]
+    Retired {
+        /// Which pack.
+        pack: PackId,
+    },
     /// A chunk could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -233,7 +240,7 @@ impl StoreError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io { source, .. } | Self::Transfer { source, .. } => kind_of_io(source),
-            Self::Locked => ErrorKind::Unavailable,
+            Self::Locked | Self::Retired { .. } => ErrorKind::Unavailable,
             Self::NotFound(_) => ErrorKind::NotFound,
             Self::NameExists(_) => ErrorKind::Exists,
             Self::NotAStore(_)

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! id, units, error, env, settings -> io | chunk -> pack -> index | tree
-//!     -> depot -> catalog -> ingest | read -> check -> store
+//!     -> depot -> catalog -> lease -> ingest | read -> check | gc -> store
 //! ```
 //!
 //! Packs and the root log are the truth; the index is derived. Every byte
@@ -17,10 +17,12 @@ mod chunk;
 mod depot;
 mod env;
 mod error;
+mod gc;
 mod id;
 mod index;
 mod ingest;
 mod io;
+mod lease;
 mod pack;
 mod read;
 mod settings;
@@ -33,12 +35,14 @@ pub use check::{CheckReport, Damage};
 pub use chunk::Page;
 pub use env::Clock;
 pub use error::{ErrorKind, FormatError, ReadCause, ReadError, StoreError};
+pub use gc::{GcAction, GcOptions, GcPack, GcPlan, GcReport};
 pub use id::{ChunkId, EventId, Name, NameError, NodeId, PackId, ParseHashError, Root, SnapshotId};
 pub use ingest::{
     CommitOptions, Committed, ImageWriter, ImportKind, ImportOptions, ImportReport, Progress,
     Session, tree_root_of,
 };
 pub use io::{Access, Counts, Disk, DiskFile, Faults, Listed, SimDisk};
+pub use lease::Lease;
 pub use read::{Extent, Fetched, FrameRef, ImageReader, Location, PageMap, PageReader};
 pub use settings::{IndexKind, Settings};
 pub use store::{Stats, Store};

@@ -23,6 +23,7 @@ fn the_life_of_machines() {
     forks_continue_and_diverge(&coppice);
     memory_is_the_captured_memory(&coppice);
     increments_are_small(&coppice);
+    a_collection_hurts_no_machine(&coppice);
     mistakes_get_one_clear_line(&coppice, &guest);
     stops_and_goes(&coppice);
     a_killed_page_server_is_named(&coppice);
@@ -208,6 +209,27 @@ fn mistakes_get_one_clear_line(coppice: &Coppice, guest: &Guest) {
     let line = coppice.refusal(&["run", "--kernel", not_a_kernel, "--disk", "root"]).unwrap();
     assert!(line.contains("kernel"), "{line}");
     assert_eq!(state(coppice, "twig-1"), "running");
+}
+
+/// Machines go on, and are captured again, when the snapshots that they came
+/// from were removed and collected.
+fn a_collection_hurts_no_machine(coppice: &Coppice) {
+    coppice.text(&["exec", "twig-3", "--", "sh", "-c", "echo doomed > /root/mark"]).unwrap();
+    coppice.text(&["snapshot", "twig-3", "--name", "doomed"]).unwrap();
+    coppice.text(&["fork", "doomed", "--name", "orphan"]).unwrap();
+    coppice.text(&["rmi", "doomed"]).unwrap();
+    let done = coppice.json(&["gc", "--min-dead", "0"]).unwrap();
+    assert_eq!(done["damaged_packs"], 0, "{done}");
+    let mark = ["exec", "orphan", "--", "cat", "/root/mark"];
+    assert_eq!(coppice.text(&mark).unwrap().trim(), "doomed");
+    coppice.text(&["snapshot", "orphan", "--name", "heir"]).unwrap();
+    coppice.text(&["rm", "--force", "orphan"]).unwrap();
+    coppice.text(&["snapshot", "twig-1", "--name", "twig-c"]).unwrap();
+    coppice.text(&["gc", "--min-dead", "0"]).unwrap();
+    coppice.text(&["fork", "heir", "--name", "orphan"]).unwrap();
+    assert_eq!(coppice.text(&mark).unwrap().trim(), "doomed");
+    coppice.text(&["rm", "--force", "orphan"]).unwrap();
+    assert_eq!(coppice.json(&["check"]).unwrap()["ok"], true);
 }
 
 fn stops_and_goes(coppice: &Coppice) {

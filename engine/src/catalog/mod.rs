@@ -25,6 +25,7 @@ use crate::depot::Depot;
 use crate::env::lock;
 use crate::error::StoreError;
 use crate::id::{Name, PackId};
+use crate::tree::ImageRef;
 
 /// The snapshots of a store.
 #[derive(Debug)]
@@ -122,6 +123,11 @@ impl Catalog {
     /// like this.
     pub(crate) fn lookup(&self, text: &str) -> Result<Entry, StoreError> {
         lock(&self.inner).state.lookup(text)
+    }
+
+    /// Whether a listed snapshot has this image.
+    pub(crate) fn lists(&self, image: &ImageRef) -> bool {
+        lock(&self.inner).state.lists(image)
     }
 
     /// Bytes of the root log.

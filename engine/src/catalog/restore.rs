@@ -1,7 +1,8 @@
 //! The history as the packs tell it, for a store whose root log is lost.
-//! Removals are not in packs, so what was removed comes back.
+//! Removals are not in packs, so what was removed comes back, unless a part
+//! of it was collected.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{Event, LoggedEvent, SnapshotRecord};
 use crate::depot::Depot;
@@ -15,6 +16,7 @@ pub(super) fn events_in_packs(depot: &Depot) -> Result<Vec<LoggedEvent>, StoreEr
     for (pack, summary) in depot.packs() {
         found.read_pack(depot, pack, summary.file_len)?;
     }
+    found.drop_collected(depot)?;
     Ok(found.into_events())
 }
 
@@ -51,6 +53,28 @@ impl Found {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Leaves out snapshots that were removed and of which a part has been
+    /// collected since.
+    fn drop_collected(&mut self, depot: &Depot) -> Result<(), StoreError> {
+        let mut nodes = HashSet::new();
+        let mut collected = Vec::new();
+        for (id, record) in &self.records {
+            for (_, image) in &record.images {
+                if !depot.is_whole(image, &mut nodes)? {
+                    tracing::warn!(%id, "a snapshot is left out: parts of it are in no pack");
+                    collected.push(*id);
+                    break;
+                }
+            }
+        }
+        for id in collected {
+            self.records.remove(&id);
+        }
+        // A repacked event lies in a young pack; its time says when it was.
+        self.events.sort_by_key(|(pack, _, event)| (event.time_unix_ms, *pack));
         Ok(())
     }
 

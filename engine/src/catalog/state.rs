@@ -6,6 +6,7 @@ use super::event::EventKind;
 use super::{LoggedEvent, SnapshotRecord};
 use crate::error::StoreError;
 use crate::id::{Name, SnapshotId};
+use crate::tree::ImageRef;
 
 /// A snapshot in the catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +121,11 @@ impl State {
 
     pub(super) fn get(&self, id: &SnapshotId) -> Option<&Entry> {
         self.entries.get(self.order.get(id)?)
+    }
+
+    pub(super) fn lists(&self, image: &ImageRef) -> bool {
+        let mut images = self.entries.values().flat_map(|entry| &entry.record.images);
+        images.any(|(_, listed)| listed == image)
     }
 
     pub(super) fn entries(&self) -> Vec<Entry> {

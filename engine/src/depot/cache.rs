@@ -37,6 +37,14 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
         self.weight += weight;
     }
 
+    /// Forgets one value.
+    pub(super) fn remove(&mut self, key: &K) {
+        if let Some((_, freed)) = self.values.remove(key) {
+            self.weight -= freed;
+            self.order.retain(|other| other != key);
+        }
+    }
+
     pub(super) fn clear(&mut self) {
         self.values.clear();
         self.order.clear();

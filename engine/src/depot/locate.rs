@@ -45,6 +45,8 @@ pub(crate) struct Locator<'d> {
 #[derive(Debug, Default)]
 pub(crate) struct LocatorState {
     cursors: Vec<Cursor>,
+    /// Packs condemned and retired when the cursors were last known to be good.
+    seen: (u64, u64),
 }
 
 impl<'d> Locator<'d> {
@@ -74,6 +76,10 @@ impl LocatorState {
         depot: &Depot,
         keys: &[ObjectKey],
     ) -> Result<Vec<Option<Place>>, StoreError> {
+        let now = (depot.pins.condemnations(), depot.retirements());
+        if std::mem::replace(&mut self.seen, now) != now {
+            self.cursors.clear();
+        }
         let mut found: Vec<Option<Place>> = keys.iter().map(|key| self.neighbour(key)).collect();
         let missed: Vec<usize> = (0..keys.len()).filter(|at| found[*at].is_none()).collect();
         if missed.is_empty() {
@@ -121,7 +127,11 @@ impl LocatorState {
                 if self.cursors.len() == CURSORS_MAX {
                     self.cursors.remove(0);
                 }
-                self.cursors.push(Cursor { pack, directory: depot.directory(pack)?, next });
+                match depot.directory(pack) {
+                    Ok(directory) => self.cursors.push(Cursor { pack, directory, next }),
+                    Err(StoreError::Retired { .. }) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(())

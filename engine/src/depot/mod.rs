@@ -7,15 +7,19 @@
 mod cache;
 mod locate;
 mod nodes;
+mod pins;
 mod recover;
+mod retire;
+mod whole;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use cache::Cache;
 pub(crate) use locate::{Location, Locator, LocatorState};
+pub(crate) use pins::{Pins, SessionPins};
 
 use crate::env::lock;
 use crate::error::StoreError;
@@ -41,6 +45,12 @@ pub(crate) struct Depot {
     index: Box<dyn Index>,
     packs: Mutex<BTreeMap<PackId, PackSummary>>,
     distrusted: Mutex<HashSet<ObjectKey>>,
+    pins: Pins,
+    /// One pack at a time enters or leaves the index.
+    publishing: Mutex<()>,
+    /// Held by whoever needs the packs to stay the same ones.
+    upkeep: Mutex<()>,
+    retirements: AtomicU64,
     next_pack: AtomicU64,
     next_temp: AtomicU64,
     fenced: AtomicBool,
@@ -82,10 +92,18 @@ impl Depot {
         }
     }
 
-    /// Seals a pack and lets the index know it. Returns its length in bytes.
-    pub(crate) fn publish(&self, writer: PackWriter) -> Result<(PackId, u64), StoreError> {
+    /// Seals a pack and lets the index know it. The session that it belongs
+    /// to relies on it from the beginning. Returns its length in bytes.
+    pub(crate) fn publish(
+        &self,
+        writer: PackWriter,
+        session: Option<&SessionPins>,
+    ) -> Result<(PackId, u64), StoreError> {
         self.check_fence()?;
         let pack = PackId(self.next_pack.fetch_add(1, Ordering::Relaxed));
+        if let Some(session) = session {
+            session.own(pack);
+        }
         let path = writer.path().to_owned();
         let durable = writer.seal(self.disk(), pack).map_err(|failure| {
             if failure.flush_failed {
@@ -100,6 +118,7 @@ impl Depot {
     }
 
     fn publish_durable(&self, pack: &DurablePack) -> Result<(), StoreError> {
+        let _publishing = lock(&self.publishing);
         self.index.publish(pack)?;
         lock(&self.packs).insert(pack.pack, PackSummary::of(pack));
         let mut distrusted = lock(&self.distrusted);
@@ -126,6 +145,17 @@ impl Depot {
         lock(&self.packs).iter().map(|(pack, summary)| (*pack, *summary)).collect()
     }
 
+    /// What is in use now.
+    pub(crate) fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Keeps packs from being collected until it is dropped; a check and a
+    /// collection wait for each other.
+    pub(crate) fn upkeep(&self) -> MutexGuard<'_, ()> {
+        lock(&self.upkeep)
+    }
+
     /// The index itself, for `check`.
     pub(crate) fn index(&self) -> &dyn Index {
         &*self.index
@@ -137,10 +167,21 @@ impl Depot {
             return Ok(file);
         }
         let path = pack.path();
-        let file = self.disk.open(&path, Access::Read).map_err(StoreError::io("open", &path))?;
+        let file =
+            self.disk.open(&path, Access::Read).map_err(|error| self.not_open(pack, error))?;
         let file: Arc<dyn DiskFile> = Arc::from(file);
         lock(&self.files).put(pack, Arc::clone(&file), 1);
         Ok(file)
+    }
+
+    /// A pack that was retired in the meantime is told from one that is lost.
+    pub(crate) fn not_open(&self, pack: PackId, error: std::io::Error) -> StoreError {
+        let gone = error.kind() == std::io::ErrorKind::NotFound;
+        if gone && !lock(&self.packs).contains_key(&pack) {
+            StoreError::Retired { pack }
+        } else {
+            StoreError::io("open", &pack.path())(error)
+        }
     }
 
     /// What a pack holds.

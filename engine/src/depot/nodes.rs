@@ -29,9 +29,12 @@ impl Depot {
         &self,
         key: ObjectKey,
     ) -> Result<Option<(Location, ObjectKind, Vec<u8>)>, StoreError> {
-        let Some(place) = self.place(key)? else { return Ok(None) };
-        let Some(location) = self.location(place)? else { return Ok(None) };
-        let frame = self.frame(location.pack, &location.span)?;
+        let read = || {
+            let Some(place) = self.place(key)? else { return Ok(None) };
+            let Some(location) = self.location(place)? else { return Ok(None) };
+            Ok(Some((location, self.frame(location.pack, &location.span)?)))
+        };
+        let Some((location, frame)) = self.following(read)? else { return Ok(None) };
         let damaged = damage_at(location);
         let objects = object::list(&frame).map_err(damaged)?;
         let found = objects.get(to_usize(u64::from(location.slot)));

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
-use super::{Cache, DIRECTORIES_LEN_MAX, Depot, FILES_MAX, FRAMES_LEN_MAX};
+use super::{Cache, DIRECTORIES_LEN_MAX, Depot, FILES_MAX, FRAMES_LEN_MAX, Pins};
 use crate::error::StoreError;
 use crate::id::PackId;
 use crate::index::Index;
@@ -31,6 +31,10 @@ impl Depot {
             index,
             packs: Mutex::default(),
             distrusted: Mutex::default(),
+            pins: Pins::default(),
+            publishing: Mutex::default(),
+            upkeep: Mutex::default(),
+            retirements: AtomicU64::new(0),
             next_pack: AtomicU64::new(1),
             next_temp: AtomicU64::new(1),
             fenced: AtomicBool::new(false),

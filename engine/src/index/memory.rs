@@ -32,10 +32,23 @@ impl Index for MemIndex {
     fn publish(&self, pack: &DurablePack) -> Result<(), StoreError> {
         let mut state = lock(&self.state);
         for (key, place) in places(pack) {
-            state.entries.insert(key, place.to_bits());
+            let bits = state.entries.entry(key).or_insert(0);
+            *bits = place.to_bits().max(*bits);
             state.distrusted.remove(&key);
         }
         state.packs.insert(pack.pack, PackSummary::of(pack));
+        Ok(())
+    }
+
+    fn retire(&self, pack: PackId, moves: &[(ObjectKey, Option<Place>)]) -> Result<(), StoreError> {
+        let mut state = lock(&self.state);
+        for (key, place) in moves {
+            match place {
+                Some(place) => state.entries.insert(*key, place.to_bits()),
+                None => state.entries.remove(key),
+            };
+        }
+        state.packs.remove(&pack);
         Ok(())
     }
 

@@ -65,9 +65,15 @@ pub(crate) trait Index: Send + Sync + Debug {
     /// The places of objects, in the order of the keys.
     fn get_many(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Place>>, StoreError>;
 
-    /// Adds all objects of a durable pack, replacing older places, and trusts
-    /// them again.
+    /// Adds all objects of a durable pack, replacing places in older packs,
+    /// and trusts them again. So an object is always found in the youngest
+    /// pack that has it, in whatever order packs are published. Only one pack
+    /// at a time is published or retired.
     fn publish(&self, pack: &DurablePack) -> Result<(), StoreError>;
+
+    /// Takes a pack out: gives its objects other places, or none, and removes
+    /// the mark, in one atomic and durable step.
+    fn retire(&self, pack: PackId, moves: &[(ObjectKey, Option<Place>)]) -> Result<(), StoreError>;
 
     /// The packs that were published.
     fn packs(&self) -> Result<Vec<(PackId, PackSummary)>, StoreError>;

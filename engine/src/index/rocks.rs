@@ -1,13 +1,14 @@
 //! The index in RocksDB. Flushing its log is not needed: what a power cut
 //! takes away is published again from the packs.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    IteratorMode, Options, WriteBatch,
+    IteratorMode, Options, WriteBatch, WriteOptions,
 };
 
 use super::{Index, PackSummary, Place, places};
@@ -152,6 +153,27 @@ fn is_damage(error: &rocksdb::Error) -> bool {
     matches!(error.kind(), ErrorKind::Corruption | ErrorKind::InvalidArgument | ErrorKind::NotFound)
 }
 
+/// Objects of a pack that is published late and that a younger one has too.
+fn places_in_younger(db: &DB, pack: &DurablePack) -> Result<HashSet<ObjectKey>, StoreError> {
+    let mut younger = HashSet::new();
+    let last = db.iterator_cf(family(db, PACKS), IteratorMode::End).next().transpose();
+    let last = last.map_err(failed)?.map(|(key, value)| decode_pack(&key, &value)).transpose()?;
+    if last.is_none_or(|(last, _)| last < pack.pack) {
+        return Ok(younger);
+    }
+    for keys in pack.directory.keys.chunks(BATCH_ENTRIES) {
+        let found =
+            db.batched_multi_get_cf(family(db, ENTRIES), keys.iter().map(|key| &key.0), false);
+        for (key, value) in keys.iter().zip(found) {
+            let place = value.map_err(failed)?.map(|bytes| decode_place(&bytes)).transpose()?;
+            if place.is_some_and(|place| place.pack > pack.pack) {
+                younger.insert(*key);
+            }
+        }
+    }
+    Ok(younger)
+}
+
 fn decode_place(bytes: &[u8]) -> Result<Place, StoreError> {
     let bits = <[u8; 8]>::try_from(bytes);
     let bits = bits.map_err(|_| StoreError::Index("an entry has a wrong length".to_owned()))?;
@@ -198,7 +220,8 @@ impl Index for RocksIndex {
         let distrusted = self.distrusted()?;
         self.writing(|db| {
             let mut batch = WriteBatch::default();
-            for (key, place) in places(pack) {
+            let younger = places_in_younger(db, pack)?;
+            for (key, place) in places(pack).filter(|(key, _)| !younger.contains(key)) {
                 batch.put_cf(family(db, ENTRIES), key.0, place.to_bits().to_le_bytes());
             }
             for key in distrusted.iter().filter(|key| pack.directory.keys.contains(*key)) {
@@ -208,6 +231,25 @@ impl Index for RocksIndex {
             let summary = encode_summary(&PackSummary::of(pack));
             batch.put_cf(family(db, PACKS), pack.pack.0.to_be_bytes(), summary);
             db.write(batch).map_err(failed)
+        })
+    }
+
+    fn retire(&self, pack: PackId, moves: &[(ObjectKey, Option<Place>)]) -> Result<(), StoreError> {
+        self.writing(|db| {
+            let mut batch = WriteBatch::default();
+            for (key, place) in moves {
+                match place {
+                    Some(place) => {
+                        batch.put_cf(family(db, ENTRIES), key.0, place.to_bits().to_le_bytes());
+                    }
+                    None => batch.delete_cf(family(db, ENTRIES), key.0),
+                }
+            }
+            batch.delete_cf(family(db, PACKS), pack.0.to_be_bytes());
+            // Flushed, so that no mark outlives the file that it stands for.
+            let mut durable = WriteOptions::default();
+            durable.set_sync(true);
+            db.write_opt(batch, &durable).map_err(failed)
         })
     }
 

@@ -48,9 +48,7 @@ impl Session {
             source,
         })?;
         for (_, image) in &record.images {
-            if !self.sink.has(image.root.key())? {
-                return Err(StoreError::Missing { what: "image", id: image.root.to_string() });
-            }
+            self.keep(image)?;
         }
         let id = record.id();
         let event = Event {

@@ -7,6 +7,7 @@ use super::writer::ImageWriter;
 use crate::catalog::Catalog;
 use crate::depot::Depot;
 use crate::error::StoreError;
+use crate::lease::Lease;
 use crate::settings::Settings;
 use crate::tree::ImageRef;
 use crate::units::{IMAGE_LEN_MAX, to_u64};
@@ -18,6 +19,8 @@ pub struct Session {
     pub(super) sink: Sink,
     pub(super) catalog: Arc<Catalog>,
     pub(super) settings: Settings,
+    /// Keeps the images that it builds on.
+    pub(super) leases: Vec<Lease>,
 }
 
 impl Session {
@@ -27,7 +30,7 @@ impl Session {
         settings: Settings,
     ) -> Result<Self, StoreError> {
         depot.check_fence()?;
-        Ok(Self { sink: Sink::new(depot, settings.clone()), catalog, settings })
+        Ok(Self { sink: Sink::new(depot, settings.clone()), catalog, settings, leases: Vec::new() })
     }
 
     /// Begins an image of `len` bytes. Pages that are not written stay as in
@@ -44,11 +47,24 @@ impl Session {
         if len > IMAGE_LEN_MAX {
             return Err(StoreError::ImageTooLong(len));
         }
+        if let Some(base) = base {
+            self.keep(base)?;
+        }
         let base = base.map(|base| self.sink.depot().root(base)).transpose()?;
         if base.is_some_and(|base| base.len > len) {
             return Err(StoreError::Invalid("an image cannot be shorter than its base"));
         }
         ImageWriter::sized(&mut self.sink, len, base.as_ref())
+    }
+
+    /// Keeps an image that this session did not make from being collected.
+    pub(super) fn keep(&mut self, image: &ImageRef) -> Result<(), StoreError> {
+        if !self.sink.made(image) {
+            let depot = self.sink.depot();
+            let lease = Lease::take(depot, &self.catalog, &[*image])?;
+            self.leases.push(lease);
+        }
+        Ok(())
     }
 
     /// Begins an image whose length is what will have been appended.

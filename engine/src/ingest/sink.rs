@@ -11,13 +11,13 @@ use rayon::prelude::*;
 
 use super::frames::{FrameBuilder, PlainFrame};
 use crate::chunk::Page;
-use crate::depot::{Depot, LocatorState};
-use crate::error::StoreError;
+use crate::depot::{Depot, LocatorState, SessionPins};
+use crate::error::{ErrorKind, StoreError};
 use crate::id::{ChunkId, NodeId, ObjectKey};
 use crate::pack::{FrameKind, ObjectKind, PackWriter, frame};
 use crate::settings::Settings;
 use crate::tree::patch::Patch;
-use crate::tree::{Node, NodeSink, NodeSource, RootRecord};
+use crate::tree::{ImageRef, Node, NodeSink, NodeSource, RootRecord};
 use crate::units::{PAGE_LEN, to_u64, to_usize};
 
 /// Full frames that wait before they are compressed together.
@@ -42,6 +42,9 @@ pub(super) struct Sink {
     objects: FrameBuilder,
     catalog: FrameBuilder,
     locator: LocatorState,
+    pins: SessionPins,
+    /// Images that this session completed.
+    made: HashSet<ImageRef>,
     pub(super) totals: Totals,
 }
 
@@ -49,6 +52,8 @@ impl Sink {
     pub(super) fn new(depot: Arc<Depot>, settings: Settings) -> Self {
         let builder = |kind| FrameBuilder::new(kind, settings.frame_len_max);
         Self {
+            made: HashSet::new(),
+            pins: SessionPins::begin(depot.clone()),
             depot,
             pack: None,
             unpublished: HashSet::new(),
@@ -70,7 +75,9 @@ impl Sink {
         let doubt = self.depot.distrusts_any();
         let unknown: Vec<ObjectKey> =
             keys.iter().filter(|key| !self.unpublished.contains(*key)).copied().collect();
-        let mut places = self.locator.find(&self.depot, &unknown)?.into_iter();
+        let mut places = self.locator.find(&self.depot, &unknown)?;
+        self.pins.claim(&mut places);
+        let mut places = places.into_iter();
         let mut answer = Vec::with_capacity(keys.len());
         for key in keys {
             let missing = if self.unpublished.contains(key) {
@@ -151,6 +158,7 @@ impl Sink {
     pub(super) fn put_root(&mut self, root: &RootRecord) -> Result<(), StoreError> {
         let bytes = root.encode();
         let key = root.image().root.key();
+        self.made.insert(root.image());
         if self.is_missing(key)? && self.unpublished.insert(key) {
             self.objects.put_object(key, ObjectKind::Root, &bytes);
         }
@@ -170,9 +178,9 @@ impl Sink {
         Ok(())
     }
 
-    /// Whether the store or this session has the object.
-    pub(super) fn has(&mut self, key: ObjectKey) -> Result<bool, StoreError> {
-        Ok(self.unpublished.contains(&key) || self.depot.place(key)?.is_some())
+    /// Whether this session made the image.
+    pub(super) fn made(&self, image: &ImageRef) -> bool {
+        self.made.contains(image)
     }
 
     /// Makes everything so far durable and known to the index.
@@ -185,11 +193,31 @@ impl Sink {
         frames.extend(self.catalog.take_full());
         self.append(frames)?;
         if let Some(pack) = self.pack.take() {
-            let (_, file_len) = self.depot.publish(pack)?;
+            let (_, file_len) = self.depot.publish(pack, Some(&self.pins))?;
             self.totals.stored_bytes += file_len;
         }
         self.unpublished.clear();
         Ok(())
+    }
+
+    /// Whether a node that was found can be read, and goes on being so: what a
+    /// patch is based on is relied on too. A dead node may have lost its base.
+    fn is_readable(&mut self, id: NodeId) -> Result<bool, StoreError> {
+        let mut next = Some(id);
+        while let Some(node) = next {
+            if self.unpublished.contains(&node.key()) {
+                return Ok(true);
+            }
+            if self.is_missing(node.key())? {
+                return Ok(false);
+            }
+            next = match self.depot.stored_node(&node) {
+                Ok(stored) => stored.patch_of,
+                Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(false),
+                Err(error) => return Err(error),
+            };
+        }
+        Ok(true)
     }
 
     /// A patch on the base, if that is small enough and the base is sound.
@@ -220,7 +248,7 @@ impl NodeSink for Sink {
         base: Option<NodeId>,
     ) -> Result<(), StoreError> {
         let key = id.key();
-        if !self.is_missing(key)? {
+        if !self.is_missing(key)? && self.is_readable(id)? {
             return Ok(());
         }
         let patch = base.map_or(Ok(None), |base| self.patch(id, node, base))?;

@@ -5,10 +5,9 @@ use std::os::unix::fs::FileExt;
 
 use rayon::prelude::*;
 
-use super::image::read_frame;
-use super::map::{Location, PageMap};
-use super::map_build;
+use super::map::Location;
 use super::page_reader::verified;
+use super::window::Window;
 use crate::chunk::Page;
 use crate::depot::Depot;
 use crate::error::{ReadError, StoreError};
@@ -34,31 +33,37 @@ pub(crate) fn export(
     while start < pages {
         let range = start..(start + WINDOW_PAGES).min(pages);
         start = range.end;
-        let map = map_build::build(depot, root, &range)?;
-        write_window(depot, &map, root.len, out)?;
+        let window = Window::open(depot, root, &range)?;
+        write_window(depot, &window, root.len, out)?;
         progress(page_offset(start).min(root.len));
     }
     Ok(())
 }
 
-fn write_window(depot: &Depot, map: &PageMap, len: u64, out: &File) -> Result<(), StoreError> {
-    let pages: Vec<(u64, Location)> = map.stored(0..u64::MAX).collect();
+fn write_window(depot: &Depot, window: &Window, len: u64, out: &File) -> Result<(), StoreError> {
+    let pages: Vec<(u64, Location)> = window.map.stored(0..u64::MAX).collect();
     for batch in pages.chunks(BATCH_PAGES) {
         // Neighbouring pages of one frame are decoded together.
         let runs: Vec<&[(u64, Location)]> =
             batch.chunk_by(|(_, one), (_, next)| one.frame == next.frame).collect();
-        let decoded: Vec<Vec<(u64, Page)>> =
-            runs.into_par_iter().map(|run| read_run(depot, run)).collect::<Result<_, _>>()?;
+        let decoded: Vec<Vec<(u64, Page)>> = runs
+            .into_par_iter()
+            .map(|run| read_run(depot, window, run))
+            .collect::<Result<_, _>>()?;
         write_pages(decoded.iter().flatten(), len, out)?;
     }
     Ok(())
 }
 
-fn read_run(depot: &Depot, run: &[(u64, Location)]) -> Result<Vec<(u64, Page)>, StoreError> {
+fn read_run(
+    depot: &Depot,
+    window: &Window,
+    run: &[(u64, Location)],
+) -> Result<Vec<(u64, Page)>, StoreError> {
     let Some((_, first)) = run.first() else { return Ok(Vec::new()) };
     let at = first.frame;
     let fail = |chunk| move |cause| ReadError { chunk, pack: at.pack, offset: at.offset, cause };
-    let frame = read_frame(depot, &at).map_err(fail(first.chunk))?;
+    let frame = window.frame(depot, &at).map_err(fail(first.chunk))?;
     let page = |(page, location): &(u64, Location)| {
         let bytes =
             verified(&frame, location.slot, &location.chunk).map_err(fail(location.chunk))?;

@@ -3,11 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::map::{Extent, FrameRef, Location, PageMap};
-use super::map_build;
-use super::page_reader::{decode_pages, verified};
+use super::map::{Extent, FrameRef, Location};
+use super::page_reader::verified;
+use super::window::Window;
 use crate::depot::Depot;
-use crate::error::{ReadCause, ReadError, StoreError};
+use crate::error::{ReadError, StoreError};
 use crate::pack::Frame;
 use crate::tree::{ImageRef, RootRecord};
 use crate::units::{PAGE_LEN, page_offset, pages_of, to_u64, to_usize};
@@ -21,7 +21,7 @@ const WINDOW_PAGES: u64 = 1 << 14;
 pub struct ImageReader {
     depot: Arc<Depot>,
     root: RootRecord,
-    window: Option<(Range<u64>, PageMap)>,
+    window: Option<(Range<u64>, Window)>,
     last: Option<(FrameRef, Frame)>,
 }
 
@@ -70,16 +70,16 @@ impl ImageReader {
     }
 
     fn extent(&mut self, page: u64) -> Result<Extent, StoreError> {
-        if let Some((range, map)) = &self.window
+        if let Some((range, window)) = &self.window
             && range.contains(&page)
         {
-            return Ok(map.extent(page));
+            return Ok(window.map.extent(page));
         }
         let start = page - page % WINDOW_PAGES;
         let range = start..(start + WINDOW_PAGES).min(pages_of(self.root.len));
-        let map = map_build::build(&self.depot, &self.root, &range)?;
-        let extent = map.extent(page);
-        self.window = Some((range, map));
+        let window = Window::open(&self.depot, &self.root, &range)?;
+        let extent = window.map.extent(page);
+        self.window = Some((range, window));
         Ok(extent)
     }
 
@@ -89,18 +89,12 @@ impl ImageReader {
             |cause| ReadError { chunk: location.chunk, pack: at.pack, offset: at.offset, cause };
         let frame = match self.last.take() {
             Some((kept, frame)) if kept == at => frame,
-            _ => read_frame(&self.depot, &at).map_err(fail)?,
+            _ => match &self.window {
+                Some((_, window)) => window.frame(&self.depot, &at).map_err(fail)?,
+                None => return Err(fail(crate::error::ReadCause::UnknownPack).into()),
+            },
         };
         let (_, frame) = self.last.insert((at, frame));
         Ok(verified(frame, location.slot, &location.chunk).map_err(fail)?)
     }
-}
-
-/// Reads, checks and decompresses a frame of pages.
-pub(super) fn read_frame(depot: &Depot, at: &FrameRef) -> Result<Frame, ReadCause> {
-    let file = depot.file(at.pack).map_err(|error| match error {
-        StoreError::Io { source, .. } => ReadCause::Io(source),
-        _ => ReadCause::UnknownPack,
-    })?;
-    decode_pages(&file.read_at(at.offset, to_usize(u64::from(at.len)))?)
 }

@@ -9,6 +9,7 @@ mod map;
 mod map_build;
 mod map_bytes;
 mod page_reader;
+mod window;
 
 pub(crate) use export::export;
 pub use image::ImageReader;

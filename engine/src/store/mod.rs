@@ -14,9 +14,11 @@ use crate::catalog::{Catalog, Entry, Event, EventKind, LoggedEvent};
 use crate::check::{self, CheckReport};
 use crate::depot::Depot;
 use crate::error::StoreError;
+use crate::gc::{self, GcOptions, GcPlan, GcReport};
 use crate::id::{Name, PackId};
 use crate::ingest::{ImportOptions, ImportReport, Progress, Session};
 use crate::io::Disk;
+use crate::lease::Lease;
 use crate::read::{self, ImageReader, PageMap};
 use crate::settings::Settings;
 use crate::tree::ImageRef;
@@ -178,12 +180,38 @@ impl Store {
         }
     }
 
+    /// Keeps images from being collected until the lease is dropped.
+    ///
+    /// # Errors
+    /// If an image is neither leased nor part of a listed snapshot.
+    pub fn lease(&self, images: &[ImageRef]) -> Result<Lease, StoreError> {
+        Lease::take(&self.depot, &self.catalog, images)
+    }
+
+    /// What a collection would do now.
+    ///
+    /// # Errors
+    /// If something that is needed cannot be read.
+    pub fn gc_plan(&self, options: GcOptions) -> Result<GcPlan, StoreError> {
+        gc::plan(&self.depot, &self.catalog, options)
+    }
+
+    /// Frees what neither a listed snapshot nor a lease needs, beside
+    /// everything else that goes on.
+    ///
+    /// # Errors
+    /// If something that is needed cannot be read, or nothing can be written.
+    pub fn gc(&self, options: GcOptions) -> Result<GcReport, StoreError> {
+        gc::collect(&self.depot, &self.catalog, &self.settings, options)
+    }
+
     /// Reads and checks everything. What is bad is named with the snapshots
     /// that need it, and is no longer used for deduplication.
     ///
     /// # Errors
     /// If the check itself cannot go on; damage is not an error but a finding.
     pub fn check(&self, progress: &mut dyn FnMut(Progress)) -> Result<CheckReport, StoreError> {
+        let _upkeep = self.depot.upkeep();
         check::check(&self.depot, &self.catalog, progress)
     }
 
@@ -201,7 +229,28 @@ impl Store {
     /// If the image or one of its chunks is not in the store.
     pub fn page_map(&self, image: &ImageRef) -> Result<PageMap, StoreError> {
         let root = self.depot.root(image)?;
-        read::build_map(&self.depot, &root, &(0..pages_of(root.len)))
+        self.depot.following(|| read::build_map(&self.depot, &root, &(0..pages_of(root.len))))
+    }
+
+    /// Where all pages of an image lie, with read-only descriptors of those
+    /// packs that are not `known`: what has been opened stays readable when
+    /// the pack is collected.
+    ///
+    /// # Errors
+    /// As [`Store::page_map`], and if a pack cannot be opened.
+    pub fn page_map_with_packs(
+        &self,
+        image: &ImageRef,
+        known: &dyn Fn(PackId) -> bool,
+    ) -> Result<(PageMap, Vec<(PackId, File)>), StoreError> {
+        let root = self.depot.root(image)?;
+        self.depot.following(|| {
+            let map = read::build_map(&self.depot, &root, &(0..pages_of(root.len)))?;
+            let new = map.packs().iter().filter(|pack| !known(**pack));
+            let packs = new.map(|pack| Ok((*pack, self.pack_file(*pack)?)));
+            let packs = packs.collect::<Result<_, StoreError>>()?;
+            Ok((map, packs))
+        })
     }
 
     /// A read-only descriptor of a pack, for the page server.
@@ -209,7 +258,7 @@ impl Store {
     /// # Errors
     /// If the pack cannot be opened.
     pub fn pack_file(&self, pack: PackId) -> Result<File, StoreError> {
-        let path = pack.path();
-        self.depot.disk().descriptor(&path).map_err(StoreError::io("open", &path))
+        let opened = self.depot.disk().descriptor(&pack.path());
+        opened.map_err(|error| self.depot.not_open(pack, error))
     }
 }

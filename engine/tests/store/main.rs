@@ -4,6 +4,7 @@ mod catalog;
 mod common;
 mod damage;
 mod full;
+mod gc;
 mod golden;
 mod model;
 mod root;

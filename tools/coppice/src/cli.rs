@@ -50,6 +50,8 @@ pub(crate) enum Command {
     Stats,
     /// Read and verify every byte of the store
     Check,
+    /// Free what no snapshot and no machine needs, beside everything else
+    Gc(Gc),
     /// Start a machine: boot a kernel, or continue from a snapshot
     Run(Run),
     /// Run a command in a machine
@@ -129,6 +131,17 @@ pub(crate) enum ImportAs {
     Disk,
     /// Any bytes
     Stream,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gc {
+    /// Only say what would be freed and rewritten
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Rewrite a pack when at least this share of it is dead; one that is
+    /// dead whole always goes
+    #[arg(long, value_name = "PERCENT", default_value_t = 25, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) min_dead: u8,
 }
 
 #[derive(Debug, Args)]

@@ -46,6 +46,11 @@ pub(crate) enum Request {
     },
     Stats,
     Check,
+    /// Garbage collection.
+    Collect {
+        dry_run: bool,
+        dead_percent_min: u8,
+    },
     /// One descriptor: the kernel.
     Boot(Boot),
     /// Starts machines from a snapshot, or forks a machine.
@@ -175,6 +180,8 @@ pub(crate) enum Reply {
     Shown(Box<Shown>),
     Stats(StoreStats),
     Checked(Checked),
+    Planned(coppice_engine::GcPlan),
+    Collected(Collected),
     Forked(Forked),
     Captured(Captured),
     Machines(Vec<MachineLine>),
@@ -250,6 +257,13 @@ pub(crate) struct StoreStats {
     pub(crate) chunks: u64,
     pub(crate) packs: u64,
     pub(crate) snapshots: u64,
+}
+
+/// `gc --json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Collected {
+    pub(crate) report: coppice_engine::GcReport,
+    pub(crate) seconds: f64,
 }
 
 /// `check --json`.

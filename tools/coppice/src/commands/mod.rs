@@ -1,5 +1,6 @@
 //! The commands, one function each.
 
+mod collect;
 mod copy;
 pub(crate) mod exec;
 mod machines;
@@ -48,6 +49,7 @@ fn dispatch(client: &Client, command: Command, out: Output) -> Result<ExitCode> 
         Command::Rmi { names } => store::rmi(client, names, out),
         Command::Stats => store::stats(client, out),
         Command::Check => return store::check(client, out),
+        Command::Gc(options) => collect::gc(client, &options, out),
         Command::Run(options) => machines::run(client, options, out),
         Command::Exec(options) => return exec::exec(client, options),
         Command::Cp { source, target } => copy::cp(client, &source, &target),

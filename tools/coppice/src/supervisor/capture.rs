@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use coppice_engine::{
-    CommitOptions, ErrorKind, ImageRef, ImageWriter, Name, Role, Session, SnapshotRecord,
+    CommitOptions, ErrorKind, ImageRef, ImageWriter, Name, Role, Session, SnapshotId,
+    SnapshotRecord,
 };
 use coppice_runtime::protocol::{Content, PAGE_SIZE, PageRun, Region};
 
@@ -58,7 +59,12 @@ impl Supervisor {
         let commit = CommitOptions { name, ..CommitOptions::default() };
         let name = commit.name.as_ref().map(ToString::to_string);
         let committed = session.commit(&record, commit)?;
-        *lock(&machine.lineage) = next_lineage(&gathered, committed.id)?;
+        match self.next_lineage(&gathered, committed.id) {
+            Ok(next) => *lock(&machine.lineage) = next,
+            // It was removed and collected at once: the next capture builds
+            // on what this one was built on.
+            Err(error) => tracing::warn!(machine = machine.name, %error, "no new lineage"),
+        }
         Ok(Captured {
             id: committed.id.to_string(),
             name,
@@ -69,6 +75,18 @@ impl Supervisor {
             stored_bytes: committed.stored_bytes,
             seconds: begun.elapsed().as_secs_f64(),
         })
+    }
+
+    /// Later captures build on this one: whatever differs from it is among
+    /// the pages that differ from the machine's origin.
+    fn next_lineage(&self, gathered: &Gathered, id: SnapshotId) -> Result<Lineage> {
+        let image =
+            |role| gathered.images.iter().find(|(r, _)| *r == role).map(|(_, image)| *image);
+        let disks: Vec<ImageRef> = (0u16..).map_while(|index| image(Role::Disk(index))).collect();
+        let memory = image(Role::Memory);
+        let leased: Vec<ImageRef> = disks.iter().copied().chain(memory).collect();
+        let lease = Some(std::sync::Arc::new(self.store.lease(&leased)?));
+        Ok(Lineage { snapshot: Some(id), memory, disks, lease })
     }
 
     /// A name that the catalog does not have yet.
@@ -214,14 +232,6 @@ fn memory_regions(live: &Live) -> Vec<Region> {
         .collect();
     regions.sort_by_key(|region| region.offset);
     regions
-}
-
-/// Later captures build on this one: whatever differs from it is among the
-/// pages that differ from the machine's origin.
-fn next_lineage(gathered: &Gathered, id: coppice_engine::SnapshotId) -> Result<Lineage> {
-    let image = |role| gathered.images.iter().find(|(r, _)| *r == role).map(|(_, image)| *image);
-    let disks = (0u16..).map_while(|index| image(Role::Disk(index))).collect();
-    Ok(Lineage { snapshot: Some(id), memory: image(Role::Memory), disks })
 }
 
 fn micros(since: Instant) -> u64 {

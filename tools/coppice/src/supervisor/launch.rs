@@ -58,6 +58,7 @@ impl Supervisor {
             .iter()
             .map(|name| self.disk_image(name))
             .collect::<Result<Vec<ImageRef>>>()?;
+        let lease = Some(Arc::new(self.store.lease(&images)?));
         let config = MachineConfig {
             memory_bytes: boot.memory_mib << 20,
             vcpus: boot.cpus,
@@ -70,7 +71,7 @@ impl Supervisor {
         let template = Template {
             config,
             disks: self.pools_of(&images)?,
-            lineage: Lineage { snapshot: None, memory: None, disks: images },
+            lineage: Lineage { snapshot: None, memory: None, disks: images, lease },
             source: boot.disks.first().cloned(),
             origin: Origin::Kernel { cmdline, kernel },
         };
@@ -186,6 +187,8 @@ impl Supervisor {
                     .with_context(|| format!("snapshot {source} lacks disk {index}"))
             })
             .collect::<Result<_>>()?;
+        let leased: Vec<ImageRef> = images.iter().copied().chain([memory, state]).collect();
+        let lease = Some(Arc::new(self.store.lease(&leased)?));
         let origin = Origin::Instant {
             state: self.read_blob(&state)?,
             memory: self.pools.get(&memory, &self.store, &self.pager()?)?,
@@ -193,7 +196,12 @@ impl Supervisor {
         Ok(Template {
             config,
             disks: self.pools_of(&images)?,
-            lineage: Lineage { snapshot: Some(entry.id), memory: Some(memory), disks: images },
+            lineage: Lineage {
+                snapshot: Some(entry.id),
+                memory: Some(memory),
+                disks: images,
+                lease,
+            },
             source: Some(source.to_owned()),
             origin,
         })

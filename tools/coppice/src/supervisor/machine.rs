@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use coppice_engine::{ImageRef, SnapshotId};
+use coppice_engine::{ImageRef, Lease, SnapshotId};
 use coppice_runtime::host::{Built, Vmm};
 use coppice_runtime::protocol::{MachineConfig, MachineFaults, MachineKey};
 
@@ -55,6 +55,9 @@ pub(crate) struct Lineage {
     /// `None` for a machine that booted into empty memory.
     pub(crate) memory: Option<ImageRef>,
     pub(crate) disks: Vec<ImageRef>,
+    /// Keeps these images from being collected: the next capture builds on
+    /// them. `None` once there will be no other capture.
+    pub(crate) lease: Option<Arc<Lease>>,
 }
 
 /// The parts of a machine that exist only while its process does.

@@ -74,7 +74,12 @@ pub(crate) fn find_ended(paths: &Paths, table: &Table) -> Result<()> {
             releasing: Mutex::new(()),
             turn: Mutex::new(()),
             state: Mutex::new(state),
-            lineage: Mutex::new(Lineage { snapshot: None, memory: None, disks: Vec::new() }),
+            lineage: Mutex::new(Lineage {
+                snapshot: None,
+                memory: None,
+                disks: Vec::new(),
+                lease: None,
+            }),
             live: Mutex::new(None),
             last_faults: Mutex::new(None),
             identity: Identity::new(0),

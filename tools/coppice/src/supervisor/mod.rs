@@ -10,6 +10,7 @@ mod agent;
 mod capture;
 mod catalog;
 mod clock;
+mod collect;
 mod config;
 mod launch;
 mod machine;
@@ -247,6 +248,7 @@ impl Supervisor {
         let _releasing = lock(&machine.releasing);
         let Some(live) = lock(&machine.live).take() else { return };
         live.vmm.kill();
+        lock(&machine.lineage).lease = None;
         match self.running_pager().map(|pager| pager.detach(machine.key)) {
             Some(Ok(faults)) => *lock(&machine.last_faults) = Some(faults),
             Some(Err(error)) => tracing::warn!(machine = machine.name, %error, "detach"),

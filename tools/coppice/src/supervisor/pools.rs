@@ -87,15 +87,12 @@ impl Open {
     }
 
     fn make(&mut self, image: &ImageRef, store: &Store, pager: &Arc<Pager>) -> Result<Pool> {
-        let map = store.page_map(image).context("cannot locate the pages of an image")?;
-        for pack in map.packs() {
-            let number = pack.0;
-            if self.packs.contains(&number) {
-                continue;
-            }
-            let file = store.pack_file(*pack)?;
-            pager.add_pack(number, file.as_fd())?;
-            self.packs.insert(number);
+        let (map, packs) = store
+            .page_map_with_packs(image, &|pack| self.packs.contains(&pack.0))
+            .context("cannot locate the pages of an image")?;
+        for (pack, file) in packs {
+            pager.add_pack(pack.0, file.as_fd())?;
+            self.packs.insert(pack.0);
         }
         let id = PoolId(self.next);
         self.next = self.next.checked_add(1).context("pool ids are used up")?;

@@ -150,6 +150,9 @@ fn answer(
         Request::Tag { name, new } => supervisor.tag(&name, &new)?,
         Request::RemoveSnapshot { name } => supervisor.remove_snapshot(&name)?,
         Request::Stats => Reply::Stats(supervisor.stats()?),
+        Request::Collect { dry_run, dead_percent_min } => {
+            supervisor.collect(dry_run, dead_percent_min)?
+        }
         Request::Check => Reply::Checked(supervisor.check(report)?),
         Request::Boot(boot) => Reply::Forked(supervisor.boot(&boot, one(received)?)?),
         Request::Fork(fork) => Reply::Forked(supervisor.fork(&fork, report)?),

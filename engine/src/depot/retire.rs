@@ -1,0 +1,125 @@
+//! Retiring packs: first the index forgets them, durably, then their files
+//! go. A power cut between the two leaves a pack without a mark, which is
+//! published again at the next opening and collected again by a later run.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
+
+use super::Depot;
+use crate::env::lock;
+use crate::error::StoreError;
+use crate::id::{ObjectKey, PackId};
+use crate::index::Place;
+use crate::pack::EntryNo;
+use crate::units::PACKS_DIR;
+
+/// Dead keys of packs that retire together are held in memory at once up to
+/// about this many.
+const KEYS_MAX: usize = 1 << 21;
+
+impl Depot {
+    /// Retires packs of which nothing is needed any more that lies in no
+    /// other pack. Calls `retired` for each with the length of its file.
+    pub(crate) fn retire(
+        &self,
+        packs: &[PackId],
+        retired: &mut dyn FnMut(PackId, u64),
+    ) -> Result<(), StoreError> {
+        let mut at = 0;
+        while at < packs.len() {
+            let mut keys = 0;
+            let start = at;
+            while at < packs.len() && (at == start || keys < KEYS_MAX) {
+                keys += self.directory(packs[at])?.keys.len();
+                at += 1;
+            }
+            self.retire_group(&packs[start..at], retired)?;
+        }
+        Ok(())
+    }
+
+    fn retire_group(
+        &self,
+        packs: &[PackId],
+        retired: &mut dyn FnMut(PackId, u64),
+    ) -> Result<(), StoreError> {
+        let heirs = self.heirs(packs)?;
+        for pack in packs {
+            let len = self.forget_pack(*pack, &heirs)?;
+            let path = pack.path();
+            self.disk.remove(&path).map_err(StoreError::io("remove", &path))?;
+            retired(*pack, len);
+        }
+        // A name that came back would only be a pack to collect again, but a
+        // disk that cannot flush is not to be trusted with more writes.
+        self.disk.sync_dir(PACKS_DIR).map_err(|error| {
+            self.fence();
+            StoreError::io("flush", PACKS_DIR)(error)
+        })
+    }
+
+    /// Where else the objects of dying packs lie: the index names an object
+    /// in the youngest pack that has it, so that one of the others inherits.
+    fn heirs(&self, dying: &[PackId]) -> Result<HashMap<ObjectKey, Option<Place>>, StoreError> {
+        let mut heirs = HashMap::new();
+        for pack in dying {
+            heirs.extend(self.directory(*pack)?.keys.iter().map(|key| (*key, None)));
+        }
+        let dying: BTreeSet<&PackId> = dying.iter().collect();
+        let kept = self.packs().into_iter().map(|(pack, _)| pack);
+        for pack in kept.filter(|pack| !dying.contains(pack)) {
+            for (key, entry) in self.directory(pack)?.keys.iter().zip(0..) {
+                if let Some(heir) = heirs.get_mut(key) {
+                    *heir = Some(Place { pack, entry: EntryNo(entry) });
+                }
+            }
+        }
+        Ok(heirs)
+    }
+
+    /// Takes a pack out of the index. Returns the length of its file.
+    fn forget_pack(
+        &self,
+        pack: PackId,
+        heirs: &HashMap<ObjectKey, Option<Place>>,
+    ) -> Result<u64, StoreError> {
+        let directory = self.directory(pack)?;
+        let publishing = lock(&self.publishing);
+        self.check_fence()?;
+        let places = self.index.get_many(&directory.keys)?;
+        let moves: Vec<(ObjectKey, Option<Place>)> = directory
+            .keys
+            .iter()
+            .zip(places)
+            .filter(|(_, place)| place.is_some_and(|place| place.pack == pack))
+            .map(|(key, _)| (*key, heirs.get(key).copied().flatten()))
+            .collect();
+        self.index.retire(pack, &moves)?;
+        let summary = lock(&self.packs).remove(&pack);
+        self.retirements.fetch_add(1, Ordering::AcqRel);
+        drop(publishing);
+        lock(&self.files).remove(&pack);
+        lock(&self.directories).remove(&pack);
+        Ok(summary.map_or(0, |summary| summary.file_len))
+    }
+
+    /// Counts retired packs, so that whoever remembers places notices.
+    pub(crate) fn retirements(&self) -> u64 {
+        self.retirements.load(Ordering::Acquire)
+    }
+
+    /// Does something again that came upon a pack which was retired between
+    /// finding its place and opening it.
+    pub(crate) fn following<T>(
+        &self,
+        mut work: impl FnMut() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        loop {
+            let before = self.retirements();
+            match work() {
+                Err(StoreError::Retired { .. }) if self.retirements() != before => {}
+                done => return done,
+            }
+        }
+    }
+}

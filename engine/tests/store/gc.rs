@@ -1,0 +1,248 @@
+//! Garbage collection: exact, invisible to whoever works beside it, and not
+//! undone by the loss of the root log.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use coppice_engine::{
+    ErrorKind, GcOptions, ImageRef, IndexKind, PAGE_LEN, Settings, SimDisk, Store,
+};
+use proptest::prelude::*;
+
+use crate::common::{
+    commit_bytes, name, named, noise, open, read_all, record_of, settings, soft_pages,
+};
+
+const ALL: GcOptions = GcOptions { dead_percent_min: 0 };
+
+#[derive(Debug, Clone)]
+enum Act {
+    /// A snapshot on a base, or none, with these pages set to these contents.
+    Make(Option<prop::sample::Index>, Vec<(u16, u8)>),
+    Remove(prop::sample::Index),
+    Collect(u8),
+    Reopen,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let pages = prop::collection::vec((0..700_u16, 0..12_u8), 1..60);
+    prop_oneof![
+        4 => (any::<Option<prop::sample::Index>>(), pages).prop_map(|(base, pages)| Act::Make(base, pages)),
+        2 => any::<prop::sample::Index>().prop_map(Act::Remove),
+        2 => prop_oneof![Just(0_u8), Just(30), Just(100)].prop_map(Act::Collect),
+        1 => Just(Act::Reopen),
+    ]
+}
+
+/// A snapshot as the model has it.
+#[derive(Debug, Clone)]
+struct Made {
+    name: String,
+    image: ImageRef,
+    bytes: Vec<u8>,
+}
+
+const PAGES: usize = 700;
+
+/// What a page of this content looks like; 0 is zeros.
+fn content(kind: u8, page: u16) -> Vec<u8> {
+    let mut bytes = vec![kind; PAGE_LEN];
+    if kind > 5 {
+        bytes[..2].copy_from_slice(&page.to_le_bytes());
+    }
+    bytes
+}
+
+fn make(
+    store: &Store,
+    made: &mut Vec<Made>,
+    number: usize,
+    base: Option<&Made>,
+    pages: &[(u16, u8)],
+) {
+    let mut bytes = base.map_or(vec![0; PAGES * PAGE_LEN], |base| base.bytes.clone());
+    let changed: std::collections::BTreeMap<u16, u8> = pages.iter().copied().collect();
+    let mut session = store.begin().expect("a session");
+    let base = base.map(|base| base.image);
+    let mut writer = session.image(bytes.len() as u64, base.as_ref()).expect("an image");
+    for (page, kind) in changed {
+        let new = content(kind, page);
+        let at = usize::from(page) * PAGE_LEN;
+        bytes[at..at + PAGE_LEN].copy_from_slice(&new);
+        writer.write(u64::from(page), &new).expect("a write");
+    }
+    let image = writer.finish().expect("an image");
+    let as_name = format!("s{number}");
+    match session.commit(&record_of(image), named(&as_name)) {
+        Ok(_) => made.push(Made { name: as_name, image, bytes }),
+        Err(error) => panic!("a commit: {error}"),
+    }
+}
+
+/// Pages that anybody needs, counted without the engine.
+fn distinct_pages(made: &[Made]) -> u64 {
+    let pages: HashSet<&[u8]> = made
+        .iter()
+        .flat_map(|one| one.bytes.chunks(PAGE_LEN))
+        .filter(|page| page.iter().any(|byte| *byte != 0))
+        .collect();
+    pages.len() as u64
+}
+
+fn verify(store: &Store, made: &[Made]) {
+    for one in made {
+        assert!(read_all(store, &one.image) == one.bytes, "{}", one.name);
+    }
+    let report = store.check(&mut |_| {}).expect("a check");
+    assert!(report.is_clean(), "{report:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_history_with_collections_reads_back(acts in prop::collection::vec(act(), 1..25)) {
+        let disk = SimDisk::new();
+        let settings = Settings { pack_objects_max: 60, ..settings(IndexKind::Memory) };
+        let open = || Store::open_on(Arc::new(disk.clone()), &settings).expect("it opens");
+        let mut store = open();
+        let mut made: Vec<Made> = Vec::new();
+        for (number, act) in acts.iter().enumerate() {
+            match act {
+                Act::Make(base, pages) => {
+                    let base = base.filter(|_| !made.is_empty());
+                    let base = base.map(|at| made[at.index(made.len())].clone());
+                    make(&store, &mut made, number, base.as_ref(), pages);
+                }
+                Act::Remove(at) if !made.is_empty() => {
+                    let gone = made.swap_remove(at.index(made.len()));
+                    store.remove(&gone.name).expect("it is removed");
+                }
+                Act::Remove(_) => {}
+                Act::Collect(dead_percent_min) => {
+                    let options = GcOptions { dead_percent_min: *dead_percent_min };
+                    store.gc(options).expect("a collection");
+                    if *dead_percent_min == 0 {
+                        prop_assert_eq!(store.stats().chunks, distinct_pages(&made));
+                    }
+                    verify(&store, &made);
+                }
+                Act::Reopen => {
+                    drop(store);
+                    store = open();
+                }
+            }
+        }
+        store.gc(ALL).expect("a collection");
+        prop_assert_eq!(store.stats().chunks, distinct_pages(&made));
+        drop(store);
+        verify(&open(), &made);
+    }
+}
+
+#[test]
+fn a_plan_changes_nothing_and_says_what_a_collection_does() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = open(dir.path());
+    commit_bytes(&store, &soft_pages(1, 300), "kept");
+    commit_bytes(&store, &soft_pages(2, 300), "gone");
+    let before = store.stats();
+    assert_eq!(store.gc_plan(ALL).expect("a plan").freed_now_bytes, 0);
+    store.remove("gone").expect("it is removed");
+    let plan = store.gc_plan(ALL).expect("a plan");
+    assert_eq!((store.stats().packs, store.stats().chunks), (before.packs, before.chunks));
+    let report = store.gc(ALL).expect("a collection");
+    assert_eq!((report.freed_bytes, report.rewritten_bytes), (plan.freed_now_bytes, 0));
+    assert_eq!(store.stats().chunks, 300);
+    assert_eq!(std::fs::read_dir(dir.path().join("packs")).expect("packs").count(), 1);
+}
+
+#[test]
+fn leased_images_stay_and_can_be_built_upon() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = open(dir.path());
+    let bytes = soft_pages(3, 200);
+    let image = commit_bytes(&store, &bytes, "base");
+    let lease = store.lease(&[image]).expect("a lease");
+    store.remove("base").expect("it is removed");
+    store.gc(ALL).expect("a collection");
+    assert!(read_all(&store, &image) == bytes);
+    let mut session = store.begin().expect("a session");
+    let writer = session.image(image.len, Some(&image)).expect("a leased base");
+    let same = writer.finish().expect("an image");
+    session.commit(&record_of(same), named("again")).expect("a commit");
+    store.remove("again").expect("it is removed");
+    drop(lease);
+    store.gc(ALL).expect("a collection");
+    assert_eq!(store.stats().packs, 0);
+    let error = store.lease(&[image]).expect_err("it is gone");
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+}
+
+#[test]
+fn what_was_collected_does_not_come_back_with_a_lost_root_log() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = open(dir.path());
+    commit_bytes(&store, &soft_pages(4, 100), "kept");
+    commit_bytes(&store, &soft_pages(5, 100), "gone");
+    store.tag("kept", name("also")).expect("a tag");
+    store.remove("gone").expect("it is removed");
+    store.gc(GcOptions::default()).expect("a collection");
+    drop(store);
+    std::fs::remove_file(dir.path().join("roots.log")).expect("the log is removed");
+    let store = open(dir.path());
+    let names: Vec<String> =
+        store.snapshots().iter().flat_map(|e| &e.names).map(ToString::to_string).collect();
+    assert_eq!(names, ["also", "kept"]);
+    assert!(store.check(&mut |_| {}).expect("a check").is_clean());
+}
+
+#[test]
+fn collections_run_beside_ingest_and_reading() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let settings = Settings { pack_objects_max: 100, ..settings(Settings::default().index) };
+    let store = Store::open(dir.path(), &settings).expect("a store");
+    let kept_bytes = soft_pages(9, 500);
+    let kept = commit_bytes(&store, &kept_bytes, "kept");
+    let done = AtomicBool::new(false);
+    let (reads, collections) = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut count = 0;
+            while !done.load(Ordering::Acquire) {
+                assert!(read_all(&store, &kept) == kept_bytes);
+                count += 1;
+            }
+            count
+        });
+        let collector = scope.spawn(|| {
+            let mut count = 0;
+            while !done.load(Ordering::Acquire) {
+                store.gc(ALL).expect("a collection");
+                count += 1;
+            }
+            count
+        });
+        for round in 0..60_u64 {
+            // Half old bytes, which come and go, and half new ones.
+            let mut bytes = soft_pages(100 + round % 3, 60);
+            bytes.extend(noise(round + 1, 60 * PAGE_LEN));
+            let as_name = format!("round{round}");
+            let image = commit_bytes(&store, &bytes, &as_name);
+            assert!(read_all(&store, &image) == bytes);
+            if round >= 2 {
+                store.remove(&format!("round{}", round - 2)).expect("it is removed");
+            }
+        }
+        done.store(true, Ordering::Release);
+        (reader.join().expect("the reader"), collector.join().expect("the collector"))
+    });
+    println!("60 commits beside {reads} readings and {collections} collections");
+    assert!(reads > 0 && collections > 0);
+    store.gc(ALL).expect("a collection");
+    assert!(store.check(&mut |_| {}).expect("a check").is_clean());
+    drop(store);
+    let store = Store::open(dir.path(), &settings).expect("it opens again");
+    assert!(store.check(&mut |_| {}).expect("a check").is_clean());
+    assert!(read_all(&store, &kept) == kept_bytes);
+}
