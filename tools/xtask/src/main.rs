@@ -11,6 +11,7 @@ mod ci;
 mod guest;
 mod process;
 mod progress;
+mod python;
 mod setup;
 mod story;
 mod tidy;

@@ -11,8 +11,9 @@ use anyhow::{Context, Result, bail};
 use crate::cache;
 use crate::process::{is_root, run_logged};
 
-/// For the guest's kernel, for RocksDB and its bindings, for the root disk.
-const PACKAGES: [&str; 19] = [
+/// For the guest's kernel, for RocksDB and its bindings, for the root disk,
+/// for the independent reader of the format.
+const PACKAGES: [&str; 21] = [
     "linux-source-6.1",
     "flex",
     "bison",
@@ -32,6 +33,8 @@ const PACKAGES: [&str; 19] = [
     "cpio",
     "pkg-config",
     "git",
+    "python3",
+    "python3-pip",
 ];
 
 /// Installs the packages that are missing, or says how to.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::cargo::{Cargo, target_folder};
 use crate::checkout::Checkout;
 use crate::guest::{self, Guest};
-use crate::setup;
+use crate::{python, setup};
 
 /// Sets up, builds, makes the guest, and becomes `coppice demo`.
 pub(crate) fn demo(checkout: &Checkout, arguments: &[String]) -> Result<ExitCode> {
@@ -34,6 +34,7 @@ pub(crate) fn test(checkout: &Checkout, long: bool) -> Result<()> {
     let mut cargo = Cargo::new(checkout, "test")?
         .args(["--release", "--workspace", "--no-fail-fast"])
         .env("COPPICE_BIN", binary)
+        .env("COPPICE_READER_PACKAGES", python::make()?)
         .env("COPPICE_GUEST_KERNEL", kernel)
         .env("COPPICE_GUEST_DISK", disk);
     if long {
