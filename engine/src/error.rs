@@ -163,6 +163,9 @@ pub enum StoreError {
         /// Which pack.
         pack: PackId,
     },
+    /// A qcow2 file that cannot be imported.
+    #[error(transparent)]
+    Qcow2(#[from] Qcow2Error),
     /// A chunk could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -246,6 +249,7 @@ impl StoreError {
             Self::NotAStore(_)
             | Self::NewerFormat { .. }
             | Self::Ambiguous(_)
+            | Self::Qcow2(_)
             | Self::Name(_)
             | Self::Invalid(_)
             | Self::ImageTooLong(_)
@@ -278,4 +282,45 @@ fn kind_of_io(error: &io::Error) -> ErrorKind {
         io::ErrorKind::UnexpectedEof => ErrorKind::Corrupt,
         _ => ErrorKind::Unavailable,
     }
+}
+
+/// Why a qcow2 file cannot be imported.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Qcow2Error {
+    /// A field of the header is wrong.
+    #[error("the file is no sound qcow2 image: its {0} is wrong")]
+    Header(&'static str),
+    /// It is written over another file.
+    #[error(
+        "the qcow2 image is written over `{0}`: merge them with `qemu-img convert -O qcow2 IMAGE NEW`, and import that"
+    )]
+    Backing(String),
+    /// It uses what this reader does not know.
+    #[error(
+        "the qcow2 image uses {0}, which cannot be imported: `qemu-img convert -O raw IMAGE NEW` may help"
+    )]
+    Unsupported(String),
+    /// It names something outside the file.
+    #[error("the qcow2 image is damaged: {what} at byte {offset} is not in the file")]
+    Outside {
+        /// What it names.
+        what: &'static str,
+        /// Where it should be.
+        offset: u64,
+    },
+    /// Two parts of the disk lie in one place.
+    #[error("the qcow2 image is damaged: the cluster at byte {offset} is used twice")]
+    UsedTwice {
+        /// Which cluster.
+        offset: u64,
+    },
+    /// A compressed cluster does not decompress.
+    #[error("the qcow2 image is damaged: the compressed cluster at byte {offset} cannot be read")]
+    Compressed {
+        /// Which cluster.
+        offset: u64,
+    },
+    /// More compressed clusters than the file can hold.
+    #[error("the qcow2 image is damaged: it names more compressed clusters than it can hold")]
+    TooMuchCompressed,
 }

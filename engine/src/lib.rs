@@ -34,12 +34,12 @@ pub use catalog::{Entry, Role, SnapshotRecord};
 pub use check::{CheckReport, Damage};
 pub use chunk::Page;
 pub use env::Clock;
-pub use error::{ErrorKind, FormatError, ReadCause, ReadError, StoreError};
+pub use error::{ErrorKind, FormatError, Qcow2Error, ReadCause, ReadError, StoreError};
 pub use gc::{GcAction, GcOptions, GcPack, GcPlan, GcReport};
 pub use id::{ChunkId, EventId, Name, NameError, NodeId, PackId, ParseHashError, Root, SnapshotId};
 pub use ingest::{
-    CommitOptions, Committed, ImageWriter, ImportKind, ImportOptions, ImportReport, Progress,
-    Session, tree_root_of,
+    CommitOptions, Committed, DiskFormat, ImageWriter, ImportKind, ImportOptions, ImportReport,
+    Progress, Session, tree_root_of,
 };
 pub use io::{Access, Counts, Disk, DiskFile, Faults, Listed, SimDisk};
 pub use lease::Lease;

@@ -9,6 +9,7 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use serde::Serialize;
 
+use super::qcow2::{self, Qcow2};
 use super::{CommitOptions, ImageWriter, Progress, Session};
 use crate::catalog::{Role, SnapshotRecord};
 use crate::error::StoreError;
@@ -28,18 +29,32 @@ pub enum ImportKind {
     Stream,
 }
 
+/// How a disk lies in its file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DiskFormat {
+    /// qcow2 if the file begins as such, else raw.
+    #[default]
+    Auto,
+    /// Byte for byte.
+    Raw,
+    /// QEMU's format.
+    Qcow2,
+}
+
 /// How to import.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImportOptions {
     /// What the file is.
     pub kind: ImportKind,
+    /// How a disk lies in the file; streams are always taken as they are.
+    pub format: DiskFormat,
     /// What the snapshot is called besides its name.
     pub commit: CommitOptions,
 }
 
 impl Default for ImportOptions {
     fn default() -> Self {
-        Self { kind: ImportKind::Disk, commit: CommitOptions::default() }
+        Self { kind: ImportKind::Disk, format: DiskFormat::Auto, commit: CommitOptions::default() }
     }
 }
 
@@ -74,7 +89,11 @@ impl Session {
         let begun = Instant::now();
         // Fails before the work, not after it.
         drop(self.catalog.reserve(Some(&name))?);
-        let image = self.import_image(input, progress)?;
+        let image = if is_qcow2(input, &options)? {
+            self.import_qcow2(input, progress)?
+        } else {
+            self.import_image(input, progress)?
+        };
         let role = match options.kind {
             ImportKind::Disk => Role::Disk(0),
             ImportKind::Stream => Role::Stream,
@@ -92,6 +111,22 @@ impl Session {
             stored_bytes: committed.stored_bytes,
             seconds: begun.elapsed().as_secs_f64(),
         })
+    }
+
+    /// Reads the disk in a qcow2 file into an image; what is not allocated in
+    /// it is skipped.
+    ///
+    /// # Errors
+    /// If it is not such a file, needs others, or cannot be read or written.
+    pub fn import_qcow2(
+        &mut self,
+        input: &File,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<ImageRef, StoreError> {
+        let disk = Qcow2::open(input)?;
+        let mut writer = self.image(disk.len(), None)?;
+        disk.copy(&mut writer, progress)?;
+        writer.finish()
     }
 
     /// Reads `input` to its end into an image; holes are skipped.
@@ -114,6 +149,17 @@ impl Session {
                 copy_stream(input, &mut writer, progress)?;
                 writer.finish()
             }
+        }
+    }
+}
+
+fn is_qcow2(input: &File, options: &ImportOptions) -> Result<bool, StoreError> {
+    match (options.kind, options.format) {
+        (ImportKind::Stream, _) | (_, DiskFormat::Raw) => Ok(false),
+        (ImportKind::Disk, DiskFormat::Qcow2) => Ok(true),
+        (ImportKind::Disk, DiskFormat::Auto) => {
+            let is_file = input.metadata().map_err(StoreError::transfer("read input"))?.is_file();
+            Ok(is_file && qcow2::is_qcow2(input)?)
         }
     }
 }

@@ -8,13 +8,14 @@ mod commit;
 mod compute;
 mod frames;
 mod import;
+mod qcow2;
 mod session;
 mod sink;
 mod writer;
 
 pub use commit::{CommitOptions, Committed};
 pub use compute::tree_root_of;
-pub use import::{ImportKind, ImportOptions, ImportReport};
+pub use import::{DiskFormat, ImportKind, ImportOptions, ImportReport};
 pub use session::Session;
 pub use writer::ImageWriter;
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 
+use crate::rpc::ImportFormat;
 use crate::supervisor::{FORKS, MEMORY_MIB, VCPUS};
 
 /// Capture running Linux machines whole - memory, disks and CPU - and regrow
@@ -115,7 +116,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// A raw disk image, or any file
+    /// A raw or qcow2 disk image, or any file
     pub(crate) file: PathBuf,
     /// What to call it
     #[arg(long)]
@@ -123,6 +124,9 @@ pub(crate) struct Import {
     /// How to read the file
     #[arg(long = "as", value_enum, default_value_t = ImportAs::Disk)]
     pub(crate) kind: ImportAs,
+    /// How a disk lies in the file
+    #[arg(long, value_enum, default_value_t = ImportFormat::Auto)]
+    pub(crate) format: ImportFormat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

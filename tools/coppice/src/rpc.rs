@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Both ends must agree on this number; it changes with any message.
-pub(crate) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 2;
 
 /// The first message of every connection, from the command line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,6 +27,7 @@ pub(crate) enum Request {
     Import {
         name: String,
         stream: bool,
+        format: ImportFormat,
     },
     /// One descriptor: the output.
     Export {
@@ -97,6 +98,17 @@ pub(crate) enum Request {
     Pools,
     /// Ends the supervisor and every machine.
     Shutdown,
+}
+
+/// How a disk lies in the file to import.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+pub(crate) enum ImportFormat {
+    /// qcow2 if the file begins as such, else raw
+    Auto,
+    /// Byte for byte
+    Raw,
+    /// QEMU's format
+    Qcow2,
 }
 
 /// Which image of a snapshot to export.

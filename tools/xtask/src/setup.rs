@@ -13,7 +13,7 @@ use crate::process::{is_root, run_logged};
 
 /// For the guest's kernel, for RocksDB and its bindings, for the root disk,
 /// for the independent reader of the format.
-const PACKAGES: [&str; 21] = [
+const PACKAGES: [&str; 22] = [
     "linux-source-6.1",
     "flex",
     "bison",
@@ -34,6 +34,7 @@ const PACKAGES: [&str; 21] = [
     "pkg-config",
     "git",
     "python3",
+    "qemu-utils",
     "python3-pip",
 ];
 

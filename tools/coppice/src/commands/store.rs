@@ -14,8 +14,11 @@ use crate::rpc::{Checked, Part, Reply, Request, Shown, SnapshotLine};
 
 pub(super) fn import(client: &Client, options: &Import, out: Output) -> Result<()> {
     let file = open_input(&options.file)?;
-    let request =
-        Request::Import { name: options.name.clone(), stream: options.kind == ImportAs::Stream };
+    let request = Request::Import {
+        name: options.name.clone(),
+        stream: options.kind == ImportAs::Stream,
+        format: options.format,
+    };
     let bar = Bar::new();
     let (reply, _) = client.ask(request, &with_file(&file), &mut |step| bar.show(&step))?;
     drop(bar);

@@ -46,7 +46,8 @@ impl Demonstration<'_> {
         let path = &self.options.disk;
         self.say(&format!("importing the root disk {}", path.display()));
         let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let request = Request::Import { name: DISK.to_owned(), stream: false };
+        let format = crate::rpc::ImportFormat::Raw;
+        let request = Request::Import { name: DISK.to_owned(), stream: false, format };
         let (reply, _) = self.client.ask(request, &with_file(&file), &mut |_| {})?;
         let Reply::Imported(done) = reply else { return unexpected(&reply) };
         self.figures.import_seconds = done.seconds;

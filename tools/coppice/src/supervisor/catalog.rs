@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use coppice_engine::{
-    CheckReport, Damage, Entry, ErrorKind, ImageRef, ImportKind, ImportOptions, Role,
+    CheckReport, Damage, DiskFormat, Entry, ErrorKind, ImageRef, ImportKind, ImportOptions, Role,
 };
 
 use super::Supervisor;
 use super::launch::find_image;
 use crate::rpc::{
-    Checked, ImageLine, Imported, MachineShape, Part, Problem, Progress, Reply, Shown,
-    SnapshotLine, StoreStats,
+    Checked, ImageLine, ImportFormat, Imported, MachineShape, Part, Problem, Progress, Reply,
+    Shown, SnapshotLine, StoreStats,
 };
 
 /// The longest byte string that is read whole, such as a machine's state.
@@ -23,13 +23,18 @@ impl Supervisor {
     pub(crate) fn import(
         &self,
         name: &str,
-        stream: bool,
+        (stream, format): (bool, ImportFormat),
         input: &File,
         report: &mut dyn FnMut(Progress),
     ) -> Result<Reply> {
         let name = self.free_name(name)?;
         let kind = if stream { ImportKind::Stream } else { ImportKind::Disk };
-        let options = ImportOptions { kind, ..ImportOptions::default() };
+        let format = match format {
+            ImportFormat::Auto => DiskFormat::Auto,
+            ImportFormat::Raw => DiskFormat::Raw,
+            ImportFormat::Qcow2 => DiskFormat::Qcow2,
+        };
+        let options = ImportOptions { kind, format, ..ImportOptions::default() };
         let done = self.store.import(input, name, options, &mut |step| {
             report(bytes_step("importing", step));
         })?;

@@ -139,8 +139,8 @@ fn answer(
 ) -> Result<Answer> {
     let reply = match request {
         Request::Ping => Reply::Pong { pid: std::process::id(), protocol: PROTOCOL },
-        Request::Import { name, stream } => {
-            supervisor.import(&name, stream, &one_file(received)?, report)?
+        Request::Import { name, stream, format } => {
+            supervisor.import(&name, (stream, format), &one_file(received)?, report)?
         }
         Request::Export { name, part } => {
             supervisor.export(&name, part, &one_file(received)?, report)?
