@@ -5,12 +5,14 @@
 //!
 //! ```text
 //! id, units, error, env, settings -> io | chunk -> pack -> index | tree
-//!     -> depot -> catalog -> lease -> ingest | read -> check | gc -> store
+//!     -> depot -> catalog -> lease -> ingest | read | account
+//!     -> check | gc -> store
 //! ```
 //!
 //! Packs and the root log are the truth; the index is derived. Every byte
 //! that leaves the engine was verified against its hash.
 
+mod account;
 mod catalog;
 mod check;
 mod chunk;
@@ -30,6 +32,7 @@ mod store;
 mod tree;
 mod units;
 
+pub use account::{Accounts, Bill, StoreBill};
 pub use catalog::{Entry, Role, SnapshotRecord};
 pub use check::{CheckReport, Damage};
 pub use chunk::Page;
@@ -46,5 +49,5 @@ pub use lease::Lease;
 pub use read::{Extent, Fetched, FrameRef, ImageReader, Location, PageMap, PageReader};
 pub use settings::{IndexKind, Settings};
 pub use store::{Stats, Store};
-pub use tree::{ImageRef, Splitter};
+pub use tree::{ImageDiff, ImageRef, Splitter};
 pub use units::{FORMAT_VERSION, FRAME_PLAIN_LEN_MAX, IMAGE_LEN_MAX, PACK_LEN_MAX, PAGE_LEN};

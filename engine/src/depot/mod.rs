@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use cache::Cache;
 pub(crate) use locate::{Location, Locator, LocatorState};
+pub(crate) use nodes::StoredNode;
 pub(crate) use pins::{Pins, SessionPins};
 
 use crate::env::lock;

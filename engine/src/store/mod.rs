@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::account::Accounts;
 use crate::catalog::{Catalog, Entry, Event, EventKind, LoggedEvent};
 use crate::check::{self, CheckReport};
 use crate::depot::Depot;
@@ -21,7 +22,7 @@ use crate::io::Disk;
 use crate::lease::Lease;
 use crate::read::{self, ImageReader, PageMap};
 use crate::settings::Settings;
-use crate::tree::ImageRef;
+use crate::tree::{self, ImageDiff, ImageRef};
 use crate::units::{PAGE_LEN, pages_of, to_u64};
 
 /// An open store. Clones share it; it is closed with the last clone, session
@@ -203,6 +204,23 @@ impl Store {
     /// If something that is needed cannot be read, or nothing can be written.
     pub fn gc(&self, options: GcOptions) -> Result<GcReport, StoreError> {
         gc::collect(&self.depot, &self.catalog, &self.settings, options)
+    }
+
+    /// Counts what every listed snapshot references: one walk over all trees.
+    ///
+    /// # Errors
+    /// If a tree or the tables of a pack cannot be read.
+    pub fn accounts(&self) -> Result<Accounts, StoreError> {
+        let _upkeep = self.depot.upkeep();
+        Accounts::count(&self.depot, &self.catalog)
+    }
+
+    /// The pages in which two images differ; equal subtrees are not read.
+    ///
+    /// # Errors
+    /// If an image or a node of its tree is not in the store.
+    pub fn diff(&self, one: &ImageRef, other: &ImageRef) -> Result<ImageDiff, StoreError> {
+        tree::diff(&*self.depot, &self.depot.root(one)?, &self.depot.root(other)?)
     }
 
     /// Reads and checks everything. What is bad is named with the snapshots

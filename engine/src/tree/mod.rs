@@ -6,12 +6,15 @@
 //! length and the splitter.
 
 pub(crate) mod build;
+mod diff;
 pub(crate) mod image;
 pub(crate) mod node;
 pub(crate) mod patch;
 pub(crate) mod walk;
 
 pub(crate) use build::{NodeSink, NodeSource, TreeBuilder};
+pub use diff::ImageDiff;
+pub(crate) use diff::diff;
 pub(crate) use image::RootRecord;
 pub use image::{ImageRef, Splitter};
 pub(crate) use node::Node;

@@ -39,6 +39,23 @@ pub(crate) enum Command {
     Show {
         /// Name, id, or the beginning of an id
         name: String,
+        /// Also what it shares with others, and what removing it would free
+        #[arg(long)]
+        usage: bool,
+    },
+    /// Show where two snapshots differ
+    Diff {
+        one: String,
+        other: String,
+        /// List every extent, not only the first of each part
+        #[arg(long)]
+        all: bool,
+    },
+    /// Draw which snapshot was made from which
+    Tree {
+        /// Also what nothing else needs of each, and of all that came from it
+        #[arg(long)]
+        usage: bool,
     },
     /// Give a snapshot another name
     Tag { name: String, new: String },
@@ -48,7 +65,11 @@ pub(crate) enum Command {
         names: Vec<String>,
     },
     /// Show how many bytes the store keeps, and for how much data
-    Stats,
+    Stats {
+        /// Also where the bytes are, and how many are dead: reads all trees
+        #[arg(long)]
+        usage: bool,
+    },
     /// Read and verify every byte of the store
     Check,
     /// Free what no snapshot and no machine needs, beside everything else

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Both ends must agree on this number; it changes with any message.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 
 /// The first message of every connection, from the command line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,6 +46,19 @@ pub(crate) enum Request {
         name: String,
     },
     Stats,
+    /// What the store's bytes are for, and what removing a snapshot frees.
+    Usage {
+        name: Option<String>,
+    },
+    /// Where two snapshots differ.
+    Diff {
+        one: String,
+        other: String,
+    },
+    /// The lineage; with what each snapshot costs, if asked.
+    Lineage {
+        usage: bool,
+    },
     Check,
     /// Garbage collection.
     Collect {
@@ -191,6 +204,9 @@ pub(crate) enum Reply {
     Snapshots(Vec<SnapshotLine>),
     Shown(Box<Shown>),
     Stats(StoreStats),
+    Usage(Usage),
+    Differs(Difference),
+    Lineage(Vec<LineageLine>),
     Checked(Checked),
     Planned(coppice_engine::GcPlan),
     Collected(Collected),
@@ -276,6 +292,74 @@ pub(crate) struct StoreStats {
 pub(crate) struct Collected {
     pub(crate) report: coppice_engine::GcReport,
     pub(crate) seconds: f64,
+}
+
+/// `stats --usage` and `show --usage`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Usage {
+    pub(crate) store: coppice_engine::StoreBill,
+    /// Of the snapshot that was named.
+    pub(crate) snapshot: Option<SnapshotUsage>,
+    /// Tree nodes read to count all references.
+    pub(crate) nodes_walked: u64,
+    pub(crate) seconds: f64,
+}
+
+/// What a snapshot holds and would free: alone, and with all its descendants.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct SnapshotUsage {
+    pub(crate) own: coppice_engine::Bill,
+    pub(crate) subtree: coppice_engine::Bill,
+    pub(crate) subtree_snapshots: u64,
+}
+
+/// `diff --json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Difference {
+    pub(crate) parts: Vec<PartDifference>,
+    /// Tree nodes read to know it.
+    pub(crate) nodes_walked: u64,
+    pub(crate) seconds: f64,
+}
+
+/// Where one image of two snapshots differs.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PartDifference {
+    /// `memory`, `disk0`, `state` or `stream`.
+    pub(crate) part: String,
+    /// The snapshot that has it, if the other has not.
+    pub(crate) only_in: Option<String>,
+    /// Length in both, in bytes; 0 where it is absent.
+    pub(crate) logical_bytes: [u64; 2],
+    /// Bytes of the pages that differ.
+    pub(crate) changed_bytes: u64,
+    /// Ascending, never adjacent.
+    pub(crate) extents: Vec<DiffExtent>,
+    /// Extents that are not told because there are too many.
+    pub(crate) extents_left_off: u64,
+}
+
+/// Whole pages that differ.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct DiffExtent {
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
+/// A snapshot in `tree --json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct LineageLine {
+    pub(crate) id: String,
+    pub(crate) names: Vec<String>,
+    pub(crate) kind: String,
+    pub(crate) parent: Option<String>,
+    /// The parent is named but not in the catalog any more.
+    pub(crate) parent_removed: bool,
+    pub(crate) logical_bytes: u64,
+    /// Bytes that it added to the store when it was made.
+    pub(crate) stored_bytes: u64,
+    pub(crate) created_unix_ms: u64,
+    pub(crate) usage: Option<SnapshotUsage>,
 }
 
 /// `check --json`.

@@ -3,6 +3,7 @@
 mod collect;
 mod copy;
 pub(crate) mod exec;
+mod lineage;
 mod machines;
 mod store;
 
@@ -44,10 +45,12 @@ fn dispatch(client: &Client, command: Command, out: Output) -> Result<ExitCode> 
         Command::Import(options) => store::import(client, &options, out),
         Command::Export(options) => store::export(client, &options, out),
         Command::Snapshots => store::snapshots(client, out),
-        Command::Show { name } => store::show(client, name, out),
+        Command::Show { name, usage } => store::show(client, name, usage, out),
+        Command::Diff { one, other, all } => lineage::diff(client, one, other, all, out),
+        Command::Tree { usage } => lineage::tree(client, usage, out),
         Command::Tag { name, new } => store::tag(client, name, new, out),
         Command::Rmi { names } => store::rmi(client, names, out),
-        Command::Stats => store::stats(client, out),
+        Command::Stats { usage } => store::stats(client, usage, out),
         Command::Check => return store::check(client, out),
         Command::Gc(options) => collect::gc(client, &options, out),
         Command::Run(options) => machines::run(client, options, out),

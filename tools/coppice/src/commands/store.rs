@@ -7,10 +7,11 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
+use super::lineage;
 use crate::cli::{Export, Import, ImportAs};
 use crate::client::{Client, unexpected, with_file};
 use crate::output::{Bar, Output, bytes, table};
-use crate::rpc::{Checked, Part, Reply, Request, Shown, SnapshotLine};
+use crate::rpc::{Checked, Part, Reply, Request, Shown, SnapshotLine, Usage};
 
 pub(super) fn import(client: &Client, options: &Import, out: Output) -> Result<()> {
     let file = open_input(&options.file)?;
@@ -134,14 +135,28 @@ pub(super) fn heading(names: &[&str]) -> Vec<String> {
 }
 
 /// Enough of an id to tell it from others.
-fn short(id: &str) -> String {
+pub(super) fn short(id: &str) -> String {
     id.chars().take(12).collect()
 }
 
-pub(super) fn show(client: &Client, name: String, out: Output) -> Result<()> {
-    let reply = client.call(Request::Show { name })?;
+/// A document with the bill that was asked for beside it.
+#[derive(Serialize)]
+struct Billed<'d, T> {
+    #[serde(flatten)]
+    document: &'d T,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+}
+
+pub(super) fn show(client: &Client, name: String, usage: bool, out: Output) -> Result<()> {
+    let reply = client.call(Request::Show { name: name.clone() })?;
     let Reply::Shown(shown) = reply else { return unexpected(&reply) };
-    out.print(&*shown, || shown_text(&shown))
+    let usage = if usage { Some(lineage::usage(client, Some(name))?) } else { None };
+    let billed = Billed { document: &*shown, usage };
+    out.print(&billed, || {
+        let bill = billed.usage.as_ref().and_then(|usage| usage.snapshot.as_ref());
+        shown_text(&shown) + &bill.map_or_else(String::new, lineage::snapshot_bill)
+    })
 }
 
 fn shown_text(shown: &Shown) -> String {
@@ -204,19 +219,22 @@ pub(super) fn rmi(client: &Client, names: Vec<String>, out: Output) -> Result<()
     out.print(&all, || all.removed.join("\n"))
 }
 
-pub(super) fn stats(client: &Client, out: Output) -> Result<()> {
+pub(super) fn stats(client: &Client, usage: bool, out: Output) -> Result<()> {
     let reply = client.call(Request::Stats)?;
     let Reply::Stats(stats) = reply else { return unexpected(&reply) };
-    out.print(&stats, || {
-        format!(
-            "logical     {}\nunique      {} in {} chunks\nstored      {} in {} packs\nsnapshots   {}",
+    let usage = if usage { Some(lineage::usage(client, None)?) } else { None };
+    let billed = Billed { document: &stats, usage };
+    out.print(&billed, || {
+        let text = format!(
+            "logical     {}\nunique      {} in {} chunks\nstored      {} in {} packs\nsnapshots   {}\n",
             bytes(stats.logical_bytes),
             bytes(stats.unique_bytes),
             stats.chunks,
             bytes(stats.stored_bytes),
             stats.packs,
             stats.snapshots
-        )
+        );
+        text + &billed.usage.as_ref().map_or_else(String::new, lineage::store_bill)
     })
 }
 

@@ -151,7 +151,7 @@ impl Supervisor {
         Ok(bytes)
     }
 
-    fn find(&self, name: &str) -> Result<Entry> {
+    pub(super) fn find(&self, name: &str) -> Result<Entry> {
         self.store.lookup(name).map_err(|error| {
             if error.kind() == ErrorKind::NotFound {
                 anyhow::anyhow!("there is no snapshot named {name}: `coppice snapshots` lists them")
@@ -205,7 +205,7 @@ fn choose(entry: &Entry, part: Part) -> Option<ImageRef> {
     }
 }
 
-fn kind(entry: &Entry) -> &'static str {
+pub(super) fn kind(entry: &Entry) -> &'static str {
     let has = |role| find_image(entry, role).is_some();
     if has(Role::Memory) {
         "machine"
@@ -216,7 +216,7 @@ fn kind(entry: &Entry) -> &'static str {
     }
 }
 
-fn part_name(role: Role) -> String {
+pub(super) fn part_name(role: Role) -> String {
     match role {
         Role::Memory => "memory".to_owned(),
         Role::Disk(index) => format!("disk{index}"),

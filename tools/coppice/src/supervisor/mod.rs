@@ -13,6 +13,7 @@ mod clock;
 mod collect;
 mod config;
 mod launch;
+mod lineage;
 mod machine;
 mod machine_file;
 mod machines;

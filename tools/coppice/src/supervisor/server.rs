@@ -149,6 +149,9 @@ fn answer(
         Request::Show { name } => Reply::Shown(Box::new(supervisor.show(&name)?)),
         Request::Tag { name, new } => supervisor.tag(&name, &new)?,
         Request::RemoveSnapshot { name } => supervisor.remove_snapshot(&name)?,
+        Request::Usage { name } => supervisor.usage(name.as_deref())?,
+        Request::Diff { one, other } => supervisor.diff(&one, &other)?,
+        Request::Lineage { usage } => supervisor.lineage(usage)?,
         Request::Stats => Reply::Stats(supervisor.stats()?),
         Request::Collect { dry_run, dead_percent_min } => {
             supervisor.collect(dry_run, dead_percent_min)?

@@ -25,7 +25,7 @@ const PACKAGES: [Package; 2] = [
             &[&["depot"]],
             &[&["catalog"]],
             &[&["lease"]],
-            &[&["ingest"], &["read"]],
+            &[&["ingest"], &["read"], &["account"]],
             &[&["check"], &["gc"]],
             &[&["store"]],
         ],
