@@ -144,6 +144,23 @@ fn mistakes_get_one_clear_line() {
 }
 
 #[test]
+fn a_check_reads_as_much_as_it_is_told() {
+    let coppice = Coppice::new().unwrap();
+    let disk = coppice.scratch("disk");
+    std::fs::write(&disk, noise(4 << 20, 8)).unwrap();
+    coppice.text(&["import", disk.to_str().unwrap(), "--name", "disk"]).unwrap();
+    let structure = coppice.json(&["check", "--structure"]).unwrap();
+    assert_eq!((&structure["ok"], &structure["chunks"]), (&true.into(), &0.into()), "{structure}");
+    let sample = coppice.json(&["check", "--sample", "50"]).unwrap();
+    let seed = sample["scope"]["sample"]["seed"].as_u64().unwrap().to_string();
+    let again = coppice.json(&["check", "--sample", "50", "--seed", &seed]).unwrap();
+    assert_eq!(sample["skipped_frames"], again["skipped_frames"]);
+    assert!(coppice.text(&["check", "--sample", "50", "--seed", &seed]).unwrap().contains(&seed));
+    assert_eq!(coppice.json(&["check"]).unwrap()["skipped_frames"], 0);
+    coppice.text(&["serve", "--stop"]).unwrap();
+}
+
+#[test]
 fn wrong_usage_exits_with_2() {
     let coppice = Coppice::new().unwrap();
     let disk = coppice.scratch("disk");

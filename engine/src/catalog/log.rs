@@ -7,9 +7,10 @@
 //! body:       event length u32 | event | record length u32 | record
 //! ```
 //!
-//! The checksum covers the entry's other fields and its body. An entry at the
-//! end that is not whole was never acknowledged and is cut off. One that is
-//! followed by a whole entry is damage, and opening fails.
+//! The checksum covers the entry's other fields and its body. An entry in which
+//! one bit is wrong is mended: the checksum says which. Another entry that is
+//! not whole was never acknowledged if it is the last, and is cut off; one that
+//! is followed by a whole entry is damage, and opening fails.
 
 use super::{Event, LoggedEvent, SnapshotRecord};
 use crate::error::{FormatError, StoreError};
@@ -29,6 +30,8 @@ const ENTRY_HEADER_LEN: usize = 48;
 const CHECKED_LEN: usize = 32;
 const BODY_LEN_MAX: usize = 1 << 20;
 const CONTEXT: &str = "coppice 2026-11 root log checksum v1";
+/// Entries up to this length are mended; longer ones take too many attempts.
+const MENDED_LEN_MAX: usize = 4096;
 
 /// An open log, which ends with a whole entry.
 #[derive(Debug)]
@@ -70,8 +73,18 @@ impl RootLog {
                     at += entry_len;
                     next_sequence += 1;
                 }
-                Err(source) if has_entry_after(&bytes[at..]) => return Err(damaged(at, source)),
-                Err(_) => break,
+                Err(source) => {
+                    let Some((logged, entry)) = mended(&bytes[at..], next_sequence) else {
+                        if has_entry_after(&bytes[at..]) {
+                            return Err(damaged(at, source));
+                        }
+                        break;
+                    };
+                    rewrite(&*file, at, &entry)?;
+                    replay(logged);
+                    at += entry.len();
+                    next_sequence += 1;
+                }
             }
         }
         let log = Self { file, end: to_u64(at), next_sequence };
@@ -136,6 +149,31 @@ impl RootLog {
     pub(crate) fn len(&self) -> u64 {
         self.end
     }
+}
+
+/// The entry at the front with one bit turned, if that makes it whole. A torn
+/// entry lacks more than a bit, so none is invented.
+fn mended(bytes: &[u8], sequence: u64) -> Option<(LoggedEvent, Vec<u8>)> {
+    let mut bytes = bytes[..bytes.len().min(MENDED_LEN_MAX)].to_vec();
+    let body_len = bytes.get(4..8)?.first_chunk().map(|len| u32::from_le_bytes(*len))?;
+    // With a wrong length only a bit of the header can be the wrong one.
+    let whole_len = ENTRY_HEADER_LEN.saturating_add(to_usize(u64::from(body_len)));
+    let looked_at = if whole_len <= bytes.len() { whole_len } else { ENTRY_HEADER_LEN };
+    for bit in 0..looked_at.min(bytes.len()) * 8 {
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        if let Ok((logged, len)) = decode_entry(&bytes, Some(sequence)) {
+            bytes.truncate(len);
+            return Some((logged, bytes));
+        }
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+    None
+}
+
+fn rewrite(file: &dyn DiskFile, at: usize, entry: &[u8]) -> Result<(), StoreError> {
+    tracing::warn!(offset = at, "a bit of the root log was wrong; it is mended");
+    file.write_all_at(to_u64(at), entry).map_err(StoreError::io("mend", PATH))?;
+    file.sync().map_err(StoreError::io("flush", PATH))
 }
 
 fn header() -> [u8; HEADER_LEN] {

@@ -8,6 +8,7 @@
 
 mod packs;
 mod report;
+mod scope;
 mod trees;
 
 use std::sync::Arc;
@@ -20,11 +21,13 @@ use crate::units::to_u64;
 
 use report::Findings;
 pub use report::{CheckReport, Damage};
+pub use scope::CheckScope;
 
-/// Reads and checks everything.
+/// Reads and checks everything, or as much as the scope says.
 pub(crate) fn check(
     depot: &Arc<Depot>,
     catalog: &Catalog,
+    scope: CheckScope,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<CheckReport, StoreError> {
     depot.forget_cached();
@@ -33,7 +36,7 @@ pub(crate) fn check(
     let total = packs.iter().map(|(_, pack)| pack.file_len).sum();
     let mut done = 0;
     for (pack, summary) in &packs {
-        packs::check_pack(depot, *pack, &mut findings, &mut |bytes| {
+        packs::check_pack(depot, *pack, scope, &mut findings, &mut |bytes| {
             done += bytes;
             progress(Progress { done: done.min(total), total: Some(total) });
         })?;

@@ -32,6 +32,8 @@ pub struct CheckReport {
     pub packs: u64,
     /// Frames read.
     pub frames: u64,
+    /// Frames of pages that the check was told not to read.
+    pub skipped_frames: u64,
     /// Chunks hashed.
     pub chunks: u64,
     /// Bytes of the packs.

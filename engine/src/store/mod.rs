@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::account::Accounts;
 use crate::catalog::{Catalog, Entry, Event, EventKind, LoggedEvent};
-use crate::check::{self, CheckReport};
+use crate::check::{self, CheckReport, CheckScope};
 use crate::depot::Depot;
 use crate::error::StoreError;
 use crate::gc::{self, GcOptions, GcPlan, GcReport};
@@ -229,8 +229,20 @@ impl Store {
     /// # Errors
     /// If the check itself cannot go on; damage is not an error but a finding.
     pub fn check(&self, progress: &mut dyn FnMut(Progress)) -> Result<CheckReport, StoreError> {
+        self.check_some(CheckScope::Full, progress)
+    }
+
+    /// As [`Store::check`], but reads only some frames of pages.
+    ///
+    /// # Errors
+    /// As [`Store::check`].
+    pub fn check_some(
+        &self,
+        scope: CheckScope,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<CheckReport, StoreError> {
         let _upkeep = self.depot.upkeep();
-        check::check(&self.depot, &self.catalog, progress)
+        check::check(&self.depot, &self.catalog, scope, progress)
     }
 
     /// Reads an image at any offset.

@@ -4,7 +4,9 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use coppice_engine::{CheckReport, ErrorKind, ImageRef, PAGE_LEN, PageReader, ReadCause, Store};
+use coppice_engine::{
+    CheckReport, CheckScope, ErrorKind, ImageRef, PAGE_LEN, PageReader, ReadCause, Store,
+};
 
 use crate::common::{commit_bytes, noise, open, read_all, soft_pages};
 
@@ -51,6 +53,67 @@ fn a_flip_in_any_block_of_a_pack_is_found() {
         flip(&pack, offset);
     }
     assert!(check(&open(dir.path())).is_clean());
+}
+
+/// Every block of every file of the truth, once, with images read besides: no
+/// wrong byte is ever given out.
+#[test]
+fn a_flip_anywhere_is_found_and_no_wrong_byte_read() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (bytes, image) = two_snapshots(dir.path());
+    let store = open(dir.path());
+    let mut session = store.begin().expect("a session");
+    let mut writer = session.image(image.len, Some(&image)).expect("an image");
+    writer.write(5, &noise(7, 3 * PAGE_LEN)).expect("a write");
+    let patched = writer.finish().expect("an image");
+    session
+        .commit(&crate::common::record_of(patched), crate::common::named("patched"))
+        .expect("a commit");
+    let patched_bytes = read_all(&store, &patched);
+    drop(store);
+    let settings = crate::common::settings(coppice_engine::IndexKind::Memory);
+    let mut cases = 0;
+    for pack in packs(dir.path()) {
+        let len = std::fs::metadata(&pack).expect("the pack").len();
+        for at in (0..len.div_ceil(4096)).flat_map(|block| [block * 4096 + 11, block * 4096 + 3333])
+        {
+            let at = at.min(len - 1);
+            flip(&pack, at);
+            let store = Store::open(dir.path(), &settings).expect("it opens");
+            assert!(!check(&store).is_clean(), "{} at {at}", pack.display());
+            for (image, bytes) in [(&image, &bytes), (&patched, &patched_bytes)] {
+                let mut out = vec![0; bytes.len()];
+                let read = store.reader(image).and_then(|mut reader| reader.read_at(0, &mut out));
+                assert!(read.is_err() || out == *bytes, "{} at {at}", pack.display());
+            }
+            drop(store);
+            flip(&pack, at);
+            cases += 1;
+        }
+    }
+    println!("{cases} flipped bits tried");
+    assert!(cases > 80, "{cases}");
+}
+
+#[test]
+fn a_check_of_the_structure_reads_no_pages_and_a_sample_some() {
+    let dir = tempfile::tempdir().expect("a folder");
+    two_snapshots(dir.path());
+    flip(&packs(dir.path())[0], 16 + 80 + 100);
+    let store = open(dir.path());
+    let some = |scope| store.check_some(scope, &mut |_| {}).expect("a check");
+    let structure = some(CheckScope::Structure);
+    assert!(structure.is_clean() && structure.chunks == 0 && structure.skipped_frames > 0);
+    assert!(!some(CheckScope::Sample { percent: 100, seed: 1 }).is_clean());
+    assert_eq!(some(CheckScope::Sample { percent: 0, seed: 1 }).frames, structure.frames);
+    let half = |seed| some(CheckScope::Sample { percent: 50, seed }).skipped_frames;
+    assert_eq!(half(3), half(3));
+    assert!(!some(CheckScope::Full).is_clean());
+    // Tree nodes are no pages.
+    let pack = packs(dir.path()).remove(1);
+    let len = std::fs::metadata(&pack).expect("the pack").len();
+    flip(&pack, len - 96 - 40 - 20 * 14 - 300);
+    assert!(!some(CheckScope::Structure).is_clean());
 }
 
 #[test]
@@ -141,12 +204,21 @@ fn damage_inside_the_root_log_is_told_from_a_torn_end() {
     let open_raw =
         || Store::open(dir.path(), &crate::common::settings(coppice_engine::IndexKind::Memory));
     for offset in (0..len / 2 - 8).step_by(7) {
+        // One bit can be mended behind the header, two cannot.
         flip(&log, offset);
+        flip(&log, offset + 1);
         let error = open_raw().expect_err("damage in the middle");
         assert_eq!(error.kind(), ErrorKind::Corrupt, "at {offset}");
         flip(&log, offset);
+        flip(&log, offset + 1);
     }
     let whole = std::fs::read(&log).expect("the log");
+    let names = open_raw().expect("it opens").snapshots();
+    for offset in 16..len {
+        flip(&log, offset);
+        assert_eq!(open_raw().expect("one bit is mended").snapshots(), names, "at {offset}");
+        assert!(std::fs::read(&log).expect("the log") == whole, "at {offset}");
+    }
     for cut in 1..200 {
         std::fs::write(&log, &whole[..whole.len() - cut]).expect("a write");
         let store = open_raw().expect("a torn end is no damage");

@@ -70,8 +70,8 @@ pub(crate) enum Command {
         #[arg(long)]
         usage: bool,
     },
-    /// Read and verify every byte of the store
-    Check,
+    /// Read and verify every byte of the store, or some
+    Check(Check),
     /// Free what no snapshot and no machine needs, beside everything else
     Gc(Gc),
     /// Start a machine: boot a kernel, or continue from a snapshot
@@ -156,6 +156,19 @@ pub(crate) enum ImportAs {
     Disk,
     /// Any bytes
     Stream,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// Check everything but the pages themselves
+    #[arg(long)]
+    pub(crate) structure: bool,
+    /// Check everything, but of the pages only this share, drawn at random
+    #[arg(long, value_name = "PERCENT", conflicts_with = "structure", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) sample: Option<u8>,
+    /// Draw the same pages as the check that named this seed
+    #[arg(long, value_name = "N", requires = "sample")]
+    pub(crate) seed: Option<u64>,
 }
 
 #[derive(Debug, Args)]

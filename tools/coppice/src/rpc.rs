@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Both ends must agree on this number; it changes with any message.
-pub(crate) const PROTOCOL: u32 = 3;
+pub(crate) const PROTOCOL: u32 = 4;
 
 /// The first message of every connection, from the command line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -59,7 +59,7 @@ pub(crate) enum Request {
     Lineage {
         usage: bool,
     },
-    Check,
+    Check(Scope),
     /// Garbage collection.
     Collect {
         dry_run: bool,
@@ -362,12 +362,24 @@ pub(crate) struct LineageLine {
     pub(crate) usage: Option<SnapshotUsage>,
 }
 
+/// How much a check reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Scope {
+    Full,
+    Structure,
+    Sample { percent: u8, seed: u64 },
+}
+
 /// `check --json`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Checked {
     pub(crate) ok: bool,
+    pub(crate) scope: Scope,
     pub(crate) packs: u64,
     pub(crate) chunks: u64,
+    /// Frames of pages that were not read.
+    pub(crate) skipped_frames: u64,
     pub(crate) bytes: u64,
     pub(crate) seconds: f64,
     pub(crate) problems: Vec<Problem>,

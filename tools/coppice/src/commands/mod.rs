@@ -51,7 +51,7 @@ fn dispatch(client: &Client, command: Command, out: Output) -> Result<ExitCode> 
         Command::Tag { name, new } => store::tag(client, name, new, out),
         Command::Rmi { names } => store::rmi(client, names, out),
         Command::Stats { usage } => store::stats(client, usage, out),
-        Command::Check => return store::check(client, out),
+        Command::Check(options) => return store::check(client, &options, out),
         Command::Gc(options) => collect::gc(client, &options, out),
         Command::Run(options) => machines::run(client, options, out),
         Command::Exec(options) => return exec::exec(client, options),

@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use super::lineage;
-use crate::cli::{Export, Import, ImportAs};
+use crate::cli::{Check, Export, Import, ImportAs};
 use crate::client::{Client, unexpected, with_file};
 use crate::output::{Bar, Output, bytes, table};
-use crate::rpc::{Checked, Part, Reply, Request, Shown, SnapshotLine, Usage};
+use crate::rpc::{Checked, Part, Reply, Request, Scope, Shown, SnapshotLine, Usage};
 
 pub(super) fn import(client: &Client, options: &Import, out: Output) -> Result<()> {
     let file = open_input(&options.file)?;
@@ -239,9 +239,17 @@ pub(super) fn stats(client: &Client, usage: bool, out: Output) -> Result<()> {
 }
 
 /// Fails if anything is damaged, after saying what.
-pub(super) fn check(client: &Client, out: Output) -> Result<ExitCode> {
+pub(super) fn check(client: &Client, options: &Check, out: Output) -> Result<ExitCode> {
+    let scope = match (options.structure, options.sample) {
+        (true, _) => Scope::Structure,
+        (false, None) => Scope::Full,
+        (false, Some(percent)) => {
+            let seed = options.seed.map_or_else(getrandom::u64, Ok)?;
+            Scope::Sample { percent, seed }
+        }
+    };
     let bar = Bar::new();
-    let (reply, _) = client.ask(Request::Check, &[], &mut |step| bar.show(&step))?;
+    let (reply, _) = client.ask(Request::Check(scope), &[], &mut |step| bar.show(&step))?;
     drop(bar);
     let Reply::Checked(found) = reply else { return unexpected(&reply) };
     out.print(&found, || checked_text(&found))?;
@@ -269,8 +277,16 @@ fn checked_text(found: &Checked) -> String {
         if found.ok { "clean" } else { "damaged" },
         found.packs,
         found.chunks,
-        bytes(found.bytes),
+        if found.scope == Scope::Full { bytes(found.bytes) } else { "metadata".to_owned() },
         found.seconds
     ));
+    match found.scope {
+        Scope::Full => {}
+        Scope::Structure => text.push_str("no page was read\n"),
+        Scope::Sample { percent, seed } => text.push_str(&format!(
+            "{percent} % of the pages were drawn by seed {seed}; {} frames were not read\n",
+            found.skipped_frames
+        )),
+    }
     text
 }

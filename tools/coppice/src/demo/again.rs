@@ -88,7 +88,7 @@ impl Demonstration<'_> {
 
     pub(super) fn verify_store(&mut self) -> Result<()> {
         self.say("verifying every byte of the store");
-        let reply = self.client.call(Request::Check)?;
+        let reply = self.client.call(Request::Check(crate::rpc::Scope::Full))?;
         let Reply::Checked(found) = reply else { return unexpected(&reply) };
         self.figures.check_seconds = found.seconds;
         let detail = format!(

@@ -5,14 +5,15 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use coppice_engine::{
-    CheckReport, Damage, DiskFormat, Entry, ErrorKind, ImageRef, ImportKind, ImportOptions, Role,
+    CheckReport, CheckScope, Damage, DiskFormat, Entry, ErrorKind, ImageRef, ImportKind,
+    ImportOptions, Role,
 };
 
 use super::Supervisor;
 use super::launch::find_image;
 use crate::rpc::{
     Checked, ImageLine, ImportFormat, Imported, MachineShape, Part, Problem, Progress, Reply,
-    Shown, SnapshotLine, StoreStats,
+    Scope, Shown, SnapshotLine, StoreStats,
 };
 
 /// The longest byte string that is read whole, such as a machine's state.
@@ -131,11 +132,17 @@ impl Supervisor {
         })
     }
 
-    /// Reads and verifies everything.
-    pub(crate) fn check(&self, report: &mut dyn FnMut(Progress)) -> Result<Checked> {
+    /// Reads and verifies everything, or some.
+    pub(crate) fn check(&self, scope: Scope, report: &mut dyn FnMut(Progress)) -> Result<Checked> {
         let begun = Instant::now();
-        let found = self.store.check(&mut |step| report(bytes_step("checking", step)))?;
-        Ok(checked(&found, begun.elapsed().as_secs_f64()))
+        let wanted = match scope {
+            Scope::Full => CheckScope::Full,
+            Scope::Structure => CheckScope::Structure,
+            Scope::Sample { percent, seed } => CheckScope::Sample { percent, seed },
+        };
+        let mut progress = |step| report(bytes_step("checking", step));
+        let found = self.store.check_some(wanted, &mut progress)?;
+        Ok(checked(&found, scope, begun.elapsed().as_secs_f64()))
     }
 
     /// A byte string that was stored with `Session::blob`.
@@ -166,11 +173,13 @@ fn bytes_step(what: &str, step: coppice_engine::Progress) -> Progress {
     Progress { what: what.to_owned(), done: step.done, total: step.total.unwrap_or(0), bytes: true }
 }
 
-fn checked(found: &CheckReport, seconds: f64) -> Checked {
+fn checked(found: &CheckReport, scope: Scope, seconds: f64) -> Checked {
     Checked {
         ok: found.is_clean(),
+        scope,
         packs: found.packs,
         chunks: found.chunks,
+        skipped_frames: found.skipped_frames,
         bytes: found.bytes,
         seconds,
         problems: found

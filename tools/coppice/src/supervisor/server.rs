@@ -156,7 +156,7 @@ fn answer(
         Request::Collect { dry_run, dead_percent_min } => {
             supervisor.collect(dry_run, dead_percent_min)?
         }
-        Request::Check => Reply::Checked(supervisor.check(report)?),
+        Request::Check(scope) => Reply::Checked(supervisor.check(scope, report)?),
         Request::Boot(boot) => Reply::Forked(supervisor.boot(&boot, one(received)?)?),
         Request::Fork(fork) => Reply::Forked(supervisor.fork(&fork, report)?),
         Request::Snapshot { machine, name } => {
