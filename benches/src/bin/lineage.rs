@@ -1,0 +1,196 @@
+//! What a long lineage costs: a thousand snapshots, each made on the one
+//! before, with some pages changed all over the image.
+//!
+//! Prints one JSON document; progress goes to standard error. Times are
+//! medians of the first and of the last hundred snapshots, and their ratio is
+//! the result. Frames read for each MiB are counted from page maps, against a
+//! fresh copy of the last image in a store of its own.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use coppice_engine::{CommitOptions, ImageRef, PageMap, Role, Settings, SnapshotRecord, Store};
+use serde_json::json;
+
+const PAGE_LEN: usize = 4096;
+/// Snapshots at either end whose median is taken.
+const SAMPLE: usize = 100;
+
+/// Measures what a snapshot costs at the end of a long lineage.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Snapshots, one made on the other
+    #[arg(long, default_value_t = 1000)]
+    depth: usize,
+    /// Pages changed for each
+    #[arg(long, default_value_t = 100)]
+    pages: usize,
+    /// Length of the image
+    #[arg(long, value_name = "MiB", default_value_t = 256)]
+    image: usize,
+    /// Where to make the stores [default: a temporary folder]
+    #[arg(long)]
+    folder: Option<PathBuf>,
+}
+
+/// A small generator; the same seed gives the same numbers.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, limit: usize) -> Result<usize> {
+        Ok(usize::try_from(self.next() % u64::try_from(limit)?)?)
+    }
+
+    /// Half of it compresses, as memory does.
+    fn page(&mut self, page: &mut [u8]) {
+        for word in page[..PAGE_LEN / 2].as_chunks_mut::<8>().0 {
+            *word = self.next().to_le_bytes();
+        }
+    }
+}
+
+/// Times of one snapshot, in microseconds.
+#[derive(Debug, Default, Clone, Copy)]
+struct Times {
+    commit: u64,
+    open: u64,
+    look_up: u64,
+    map: u64,
+}
+
+fn micros(begun: Instant) -> u64 {
+    u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+fn commit(
+    store: &Store,
+    bytes: &[u8],
+    base: Option<(ImageRef, coppice_engine::SnapshotId)>,
+    pages: &[usize],
+) -> Result<(ImageRef, coppice_engine::SnapshotId)> {
+    let mut session = store.begin()?;
+    let base_image = base.map(|(image, _)| image);
+    let mut writer = session.image(u64::try_from(bytes.len())?, base_image.as_ref())?;
+    for page in pages {
+        writer.write(u64::try_from(*page)?, &bytes[page * PAGE_LEN..(page + 1) * PAGE_LEN])?;
+    }
+    let image = writer.finish()?;
+    let record = SnapshotRecord {
+        images: vec![(Role::Memory, image)],
+        config: Vec::new(),
+        parent: base.map(|(_, id)| id),
+    };
+    Ok((image, session.commit(&record, CommitOptions::default())?.id))
+}
+
+fn measure(store: &Store, image: &ImageRef, id: &str, page: usize) -> Result<Times> {
+    let begun = Instant::now();
+    let entry = store.lookup(id)?;
+    let mut reader = store.reader(image)?;
+    let open = micros(begun);
+    ensure!(entry.record.image(Role::Memory) == Some(image), "another image was found");
+    let begun = Instant::now();
+    let mut out = [0; PAGE_LEN];
+    reader.read_at(u64::try_from(page * PAGE_LEN)?, &mut out)?;
+    let look_up = micros(begun);
+    let begun = Instant::now();
+    store.page_map(image)?;
+    Ok(Times { commit: 0, open, look_up, map: micros(begun) })
+}
+
+fn median(times: &[Times], of: impl Fn(&Times) -> u64) -> u64 {
+    let mut all: Vec<u64> = times.iter().map(of).collect();
+    all.sort_unstable();
+    all.get(all.len() / 2).copied().unwrap_or(0)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "figures for people")]
+fn ratio(one: u64, other: u64) -> f64 {
+    one as f64 / other.max(1) as f64
+}
+
+/// Frames that hold the image's pages, for each MiB of data.
+fn frames_per_mib(map: &PageMap) -> f64 {
+    let frames: HashSet<_> = map.frames().iter().collect();
+    ratio(u64::try_from(frames.len()).unwrap_or(u64::MAX) << 8, map.stored_pages())
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    ensure!(options.depth >= 2 * SAMPLE, "--depth must be at least {}", 2 * SAMPLE);
+    let temporary = tempfile::tempdir()?;
+    let folder = options.folder.clone().unwrap_or_else(|| temporary.path().to_owned());
+    let store = Store::open(&folder.join("lineage"), &Settings::default())?;
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut bytes = vec![0; options.image << 20];
+    let count = bytes.len() / PAGE_LEN;
+    bytes.chunks_mut(PAGE_LEN).for_each(|page| random.page(page));
+    let all: Vec<usize> = (0..count).collect();
+    let mut last = commit(&store, &bytes, None, &all)?;
+    let base_bill = store.accounts()?.store()?;
+    let mut times = Vec::new();
+    for depth in 0..options.depth {
+        let mut pages = HashSet::new();
+        while pages.len() < options.pages {
+            pages.insert(random.below(count)?);
+        }
+        let mut pages: Vec<usize> = pages.into_iter().collect();
+        pages.sort_unstable();
+        for page in &pages {
+            random.page(&mut bytes[page * PAGE_LEN..(page + 1) * PAGE_LEN]);
+        }
+        let begun = Instant::now();
+        last = commit(&store, &bytes, Some(last), &pages)?;
+        let commit_us = micros(begun);
+        let id = last.1.to_string();
+        let measured = measure(&store, &last.0, &id, *pages.first().context("a page")?)?;
+        times.push(Times { commit: commit_us, ..measured });
+        if depth % 100 == 99 {
+            eprintln!("{} snapshots", depth + 1);
+        }
+    }
+    let (first, tail) = (&times[..SAMPLE], &times[times.len() - SAMPLE..]);
+    let row = |of: fn(&Times) -> u64| {
+        let (one, other) = (median(first, of), median(tail, of));
+        json!({ "first_us": one, "last_us": other, "ratio": ratio(other, one) })
+    };
+    let bill = store.accounts()?.store()?;
+    let map = store.page_map(&last.0)?;
+    let fresh = Store::open(&folder.join("fresh"), &Settings::default())?;
+    let copy = commit(&fresh, &bytes, None, &all)?;
+    ensure!(copy.0 == last.0, "the copy has another root");
+    let (aged, new) = (frames_per_mib(&map), frames_per_mib(&fresh.page_map(&copy.0)?));
+    let begun = Instant::now();
+    drop(store);
+    let store = Store::open(&folder.join("lineage"), &Settings::default())?;
+    let report = json!({
+        "depth": options.depth,
+        "changed_pages": options.pages,
+        "image_mib": options.image,
+        "commit": row(|t| t.commit),
+        "open_snapshot": row(|t| t.open),
+        "look_up_page": row(|t| t.look_up),
+        "page_map": row(|t| t.map),
+        "open_store_us": micros(begun),
+        "frames_per_mib": { "last": aged, "fresh_copy": new, "ratio": aged / new },
+        "packs": store.stats().packs,
+        "page_bytes_per_snapshot":
+            (bill.page_bytes - base_bill.page_bytes) / u64::try_from(options.depth)?,
+        "metadata_bytes_per_snapshot":
+            (bill.metadata_bytes - base_bill.metadata_bytes) / u64::try_from(options.depth)?,
+        "table_bytes_per_snapshot":
+            (bill.table_bytes - base_bill.table_bytes) / u64::try_from(options.depth)?,
+    });
+    println!("{}", serde_json::to_string_pretty(&report)?);
+    Ok(())
+}
