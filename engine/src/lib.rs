@@ -32,7 +32,7 @@ mod store;
 mod tree;
 mod units;
 
-pub use account::{Accounts, Bill, StoreBill};
+pub use account::{Accounts, Bill, Frees, StoreBill};
 pub use catalog::{Entry, Role, SnapshotRecord};
 pub use check::{CheckReport, CheckScope, Damage};
 pub use chunk::Page;

@@ -61,7 +61,7 @@ fn differences_and_bills_are_exact() {
     assert_eq!(done["freed_bytes"], usage["frees_now"]);
 
     let tree = coppice.text(&["tree", "--usage"]).unwrap();
-    assert!(tree.contains("one") && tree.contains("SUBTREE FREES"), "{tree}");
+    assert!(tree.contains("one") && tree.contains("AFTER REPACK"), "{tree}");
     assert_eq!(coppice.json(&["tree"]).unwrap()["snapshots"].as_array().unwrap().len(), 1);
     let line = coppice.refusal(&["diff", "one", "ghost"]).unwrap();
     assert!(line.contains("no snapshot named ghost"), "{line}");

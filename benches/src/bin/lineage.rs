@@ -12,7 +12,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use coppice_engine::{CommitOptions, ImageRef, PageMap, Role, Settings, SnapshotRecord, Store};
+use coppice_engine::{
+    CommitOptions, ImageRef, IndexKind, PageMap, Role, Settings, SnapshotRecord, Store,
+};
 use serde_json::json;
 
 const PAGE_LEN: usize = 4096;
@@ -31,6 +33,9 @@ struct Options {
     /// Length of the image
     #[arg(long, value_name = "MiB", default_value_t = 256)]
     image: usize,
+    /// Keep the index in memory and not in RocksDB
+    #[arg(long)]
+    memory_index: bool,
     /// Where to make the stores [default: a temporary folder]
     #[arg(long)]
     folder: Option<PathBuf>,
@@ -130,7 +135,11 @@ fn main() -> Result<()> {
     ensure!(options.depth >= 2 * SAMPLE, "--depth must be at least {}", 2 * SAMPLE);
     let temporary = tempfile::tempdir()?;
     let folder = options.folder.clone().unwrap_or_else(|| temporary.path().to_owned());
-    let store = Store::open(&folder.join("lineage"), &Settings::default())?;
+    let mut settings = Settings::default();
+    if options.memory_index {
+        settings.index = IndexKind::Memory;
+    }
+    let store = Store::open(&folder.join("lineage"), &settings)?;
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut bytes = vec![0; options.image << 20];
     let count = bytes.len() / PAGE_LEN;
@@ -166,13 +175,13 @@ fn main() -> Result<()> {
     };
     let bill = store.accounts()?.store()?;
     let map = store.page_map(&last.0)?;
-    let fresh = Store::open(&folder.join("fresh"), &Settings::default())?;
+    let fresh = Store::open(&folder.join("fresh"), &settings)?;
     let copy = commit(&fresh, &bytes, None, &all)?;
     ensure!(copy.0 == last.0, "the copy has another root");
     let (aged, new) = (frames_per_mib(&map), frames_per_mib(&fresh.page_map(&copy.0)?));
     let begun = Instant::now();
     drop(store);
-    let store = Store::open(&folder.join("lineage"), &Settings::default())?;
+    let store = Store::open(&folder.join("lineage"), &settings)?;
     let report = json!({
         "depth": options.depth,
         "changed_pages": options.pages,

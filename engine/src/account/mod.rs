@@ -50,6 +50,17 @@ pub struct Bill {
     pub nodes_walked: u64,
 }
 
+/// What removing one snapshot would free.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frees {
+    /// Plaintext bytes of chunks that nothing else reaches.
+    pub exclusive_bytes: u64,
+    /// As [`Bill::frees_now`].
+    pub frees_now: u64,
+    /// As [`Bill::frees_after_repack`].
+    pub frees_after_repack: u64,
+}
+
 /// The reference counts of a store at one moment.
 #[derive(Debug)]
 pub struct Accounts {
@@ -95,11 +106,29 @@ impl Accounts {
         Ok(Bill {
             logical_bytes: chosen.iter().map(|entry| entry.record.logical_bytes()).sum(),
             referenced_bytes: chunks,
-            shared_bytes: chunks - freed.chunk_bytes,
+            shared_bytes: chunks.saturating_sub(freed.chunk_bytes),
             exclusive_bytes: freed.chunk_bytes,
             frees_now: freed.whole_packs,
             frees_after_repack: freed.shares,
             nodes_walked: read + freed.nodes_walked,
+        })
+    }
+
+    /// What removing one snapshot frees; without what it holds, so that the
+    /// cost follows what would die.
+    ///
+    /// # Errors
+    /// If a tree cannot be read.
+    pub fn frees(&self, id: SnapshotId) -> Result<Frees, StoreError> {
+        let mut forgetting = Forgetting::new(&self.depot, &self.table);
+        for entry in self.entries.iter().filter(|entry| entry.id == id) {
+            forgetting.forget(entry)?;
+        }
+        let freed = forgetting.freed()?;
+        Ok(Frees {
+            exclusive_bytes: freed.chunk_bytes,
+            frees_now: freed.whole_packs,
+            frees_after_repack: freed.shares,
         })
     }
 

@@ -31,7 +31,10 @@ pub struct Entry {
 pub(super) struct State {
     /// By the order of their first commit.
     entries: BTreeMap<u64, Entry>,
-    order: HashMap<SnapshotId, u64>,
+    /// Sorted, so that the beginning of an id is found too.
+    order: BTreeMap<SnapshotId, u64>,
+    /// How many listed snapshots have an image.
+    images: HashMap<ImageRef, u64>,
     names: BTreeMap<Name, SnapshotId>,
     next_order: u64,
 }
@@ -61,6 +64,11 @@ impl State {
     fn commit(&mut self, logged: &LoggedEvent) {
         let event = &logged.event;
         let Some(record) = &logged.record else { return };
+        if !self.order.contains_key(&event.snapshot) {
+            for (_, image) in &record.images {
+                *self.images.entry(*image).or_default() += 1;
+            }
+        }
         let next_order = &mut self.next_order;
         let order = *self.order.entry(event.snapshot).or_insert_with(|| {
             *next_order += 1;
@@ -109,6 +117,14 @@ impl State {
 
     fn remove(&mut self, id: &SnapshotId) {
         if let Some(entry) = self.order.remove(id).and_then(|order| self.entries.remove(&order)) {
+            for (_, image) in &entry.record.images {
+                if let Some(count) = self.images.get_mut(image) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.images.remove(image);
+                    }
+                }
+            }
             entry.names.iter().for_each(|name| {
                 self.names.remove(name);
             });
@@ -124,8 +140,7 @@ impl State {
     }
 
     pub(super) fn lists(&self, image: &ImageRef) -> bool {
-        let mut images = self.entries.values().flat_map(|entry| &entry.record.images);
-        images.any(|(_, listed)| listed == image)
+        self.images.contains_key(image)
     }
 
     pub(super) fn entries(&self) -> Vec<Entry> {
@@ -138,13 +153,22 @@ impl State {
             return Ok(entry.clone());
         }
         let prefix = text.to_ascii_lowercase();
-        let mut matches = self.entries.values().filter(|entry| {
-            prefix.len() >= PREFIX_LEN_MIN && entry.id.to_string().starts_with(&prefix)
-        });
+        let mut matches = self.beginning_with(&prefix);
         match (matches.next(), matches.next()) {
             (Some(entry), None) => Ok(entry.clone()),
             (Some(_), Some(_)) => Err(StoreError::Ambiguous(text.to_owned())),
             (None, _) => Err(StoreError::NotFound(text.to_owned())),
         }
+    }
+
+    /// Snapshots whose id begins with these hexadecimal digits.
+    fn beginning_with<'s>(&'s self, prefix: &'s str) -> impl Iterator<Item = &'s Entry> {
+        let first = format!("{prefix:0<64}").parse::<SnapshotId>();
+        let first = first.ok().filter(|_| prefix.len() >= PREFIX_LEN_MIN);
+        first
+            .into_iter()
+            .flat_map(|first| self.order.range(first..))
+            .take_while(move |(id, _)| id.to_string().starts_with(prefix))
+            .filter_map(|(_, order)| self.entries.get(order))
     }
 }

@@ -19,21 +19,25 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use cache::Cache;
 pub(crate) use locate::{Location, Locator, LocatorState};
-pub(crate) use nodes::StoredNode;
+pub(crate) use nodes::{RecentNode, StoredNode};
 pub(crate) use pins::{Pins, SessionPins};
 
 use crate::env::lock;
 use crate::error::StoreError;
-use crate::id::{ObjectKey, PackId};
+use crate::id::{NodeId, ObjectKey, PackId};
 use crate::index::{Index, PackSummary, Place};
 use crate::io::{Access, Disk, DiskFile};
 use crate::pack::{Directory, DurablePack, Frame, FrameSpan, PackWriter, scan};
 use crate::units::TEMP_DIR;
 
 /// Open pack files kept at once.
-const FILES_MAX: usize = 64;
+const FILES_MAX: usize = 256;
 /// Bytes of directories kept in memory.
 const DIRECTORIES_LEN_MAX: usize = 64 << 20;
+/// Bytes of nodes kept in memory: the leaves of 4 GiB of images.
+const NODES_LEN_MAX: usize = 36 << 20;
+/// About what a node takes in memory.
+const NODE_LEN: usize = 4400;
 /// Bytes of decoded frames of nodes and records kept in memory.
 const FRAMES_LEN_MAX: usize = 16 << 20;
 
@@ -58,6 +62,7 @@ pub(crate) struct Depot {
     files: Mutex<Cache<PackId, Arc<dyn DiskFile>>>,
     directories: Mutex<Cache<PackId, Arc<Directory>>>,
     frames: Mutex<Cache<(PackId, u64), Arc<Frame>>>,
+    nodes: Mutex<Cache<NodeId, RecentNode>>,
 }
 
 impl Depot {
@@ -213,6 +218,7 @@ impl Depot {
     pub(crate) fn forget_cached(&self) {
         lock(&self.frames).clear();
         lock(&self.directories).clear();
+        lock(&self.nodes).clear();
     }
 
     /// Where one object lies.

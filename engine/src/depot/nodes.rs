@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Depot, Location};
+use super::{Depot, Location, NODE_LEN};
+use crate::env::lock;
 use crate::error::{FormatError, StoreError};
 use crate::id::{NodeId, ObjectKey, Root};
 use crate::pack::{ObjectKind, object};
@@ -86,9 +87,37 @@ impl Depot {
     }
 }
 
+/// A node that was read or made lately. Its content is what its id says; how
+/// it is stored is a hint, for another session may have stored it otherwise.
+#[derive(Debug, Clone)]
+pub(crate) struct RecentNode {
+    pub(crate) node: Arc<Node>,
+    pub(crate) patch_of: Option<NodeId>,
+}
+
+impl Depot {
+    /// Remembers a node that is about to be stored. That it is remembered says
+    /// nothing of its being there: whoever relies on that asks the index.
+    pub(crate) fn remember(&self, id: NodeId, node: &Node, patch_of: Option<NodeId>) {
+        let recent = RecentNode { node: Arc::new(node.clone()), patch_of };
+        lock(&self.nodes).put(id, recent, NODE_LEN);
+    }
+
+    /// A verified node, and perhaps how it is stored.
+    pub(crate) fn recent_node(&self, id: &NodeId) -> Result<RecentNode, StoreError> {
+        if let Some(recent) = lock(&self.nodes).get(id) {
+            return Ok(recent);
+        }
+        let StoredNode { node, patch_of } = self.stored_node(id)?;
+        let recent = RecentNode { node, patch_of };
+        lock(&self.nodes).put(*id, recent.clone(), NODE_LEN);
+        Ok(recent)
+    }
+}
+
 impl NodeSource for Depot {
     fn load_node(&self, id: &NodeId) -> Result<Arc<Node>, StoreError> {
-        self.stored_node(id).map(|stored| stored.node)
+        self.recent_node(id).map(|recent| recent.node)
     }
 }
 

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
-use super::{Cache, DIRECTORIES_LEN_MAX, Depot, FILES_MAX, FRAMES_LEN_MAX, Pins};
+use super::{Cache, DIRECTORIES_LEN_MAX, Depot, FILES_MAX, FRAMES_LEN_MAX, NODES_LEN_MAX, Pins};
 use crate::error::StoreError;
 use crate::id::PackId;
 use crate::index::Index;
@@ -41,6 +41,7 @@ impl Depot {
             files: Mutex::new(Cache::new(FILES_MAX)),
             directories: Mutex::new(Cache::new(DIRECTORIES_LEN_MAX)),
             frames: Mutex::new(Cache::new(FRAMES_LEN_MAX)),
+            nodes: Mutex::new(Cache::new(NODES_LEN_MAX)),
         };
         depot.remove_unfinished()?;
         depot.publish_missing()?;

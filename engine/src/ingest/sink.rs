@@ -220,17 +220,22 @@ impl Sink {
         Ok(true)
     }
 
-    /// A patch on the base, if that is small enough and the base is sound.
-    fn patch(&self, id: NodeId, node: &Node, base: NodeId) -> Result<Option<Patch>, StoreError> {
-        let stored = self.depot.stored_node(&base)?;
-        let (full_id, full) = match stored.patch_of {
-            None => (base, stored.node),
+    /// A patch on the base, if that is small enough and the full node is
+    /// there, and stays. How the base is stored may have changed since it was
+    /// remembered, so the full node is relied on in its own right.
+    fn patch(
+        &mut self,
+        id: NodeId,
+        node: &Node,
+        base: NodeId,
+    ) -> Result<Option<Patch>, StoreError> {
+        let recent = self.depot.recent_node(&base)?;
+        let (full_id, full) = match recent.patch_of {
+            None => (base, recent.node),
             Some(full) => (full, self.depot.load_node(&full)?),
         };
-        if self.depot.distrusts_any() && self.depot.is_distrusted(&full_id.key()) {
-            return Ok(None);
-        }
-        Ok(Patch::between((full_id, &full), (id, node)))
+        let patch = Patch::between((full_id, &full), (id, node));
+        Ok(if patch.is_some() && self.is_readable(full_id)? { patch } else { None })
     }
 }
 
@@ -252,14 +257,15 @@ impl NodeSink for Sink {
             return Ok(());
         }
         let patch = base.map_or(Ok(None), |base| self.patch(id, node, base))?;
-        let (kind, bytes) = match patch {
-            Some(patch) => (ObjectKind::NodePatch, patch.encode()),
-            None => (ObjectKind::Node, node.encode()),
-        };
+        let patch = patch.map(|patch| (patch.base, patch.encode()));
         // Patches on half-empty nodes may be longer than the node.
         let full_len = 20 + 32 * node.children().iter().flatten().count();
-        let (kind, bytes) =
-            if bytes.len() < full_len { (kind, bytes) } else { (ObjectKind::Node, node.encode()) };
+        let patch = patch.filter(|(_, bytes)| bytes.len() < full_len);
+        self.depot.remember(id, node, patch.as_ref().map(|(full, _)| *full));
+        let (kind, bytes) = match patch {
+            Some((_, bytes)) => (ObjectKind::NodePatch, bytes),
+            None => (ObjectKind::Node, node.encode()),
+        };
         if self.unpublished.insert(key) {
             self.objects.put_object(key, kind, &bytes);
         }

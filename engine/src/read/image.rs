@@ -12,8 +12,10 @@ use crate::pack::Frame;
 use crate::tree::{ImageRef, RootRecord};
 use crate::units::{PAGE_LEN, page_offset, pages_of, to_u64, to_usize};
 
-/// Pages whose places are looked up together: 64 MiB.
-const WINDOW_PAGES: u64 = 1 << 14;
+/// Pages whose places are looked up together: one leaf, 512 KiB, and up to
+/// 64 MiB for whoever reads on from window to window.
+const WINDOW_PAGES_MIN: u64 = 1 << 7;
+const WINDOW_PAGES_MAX: u64 = 1 << 14;
 
 /// Reads verified bytes of an image. The places of one window of pages and
 /// the frame read last stay in memory.
@@ -75,8 +77,14 @@ impl ImageReader {
         {
             return Ok(window.map.extent(page));
         }
-        let start = page - page % WINDOW_PAGES;
-        let range = start..(start + WINDOW_PAGES).min(pages_of(self.root.len));
+        let start = page - page % WINDOW_PAGES_MIN;
+        let pages = match &self.window {
+            Some((last, _)) if last.end == start => {
+                ((last.end - last.start) * 4).min(WINDOW_PAGES_MAX)
+            }
+            _ => WINDOW_PAGES_MIN,
+        };
+        let range = start..(start + pages).min(pages_of(self.root.len));
         let window = Window::open(&self.depot, &self.root, &range)?;
         let extent = window.map.extent(page);
         self.window = Some((range, window));

@@ -6,8 +6,6 @@ mod damage;
 mod full;
 mod gc;
 mod golden;
-#[cfg(feature = "rocksdb")]
-mod kill;
 mod model;
 mod root;
 mod round_trip;

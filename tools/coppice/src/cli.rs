@@ -53,7 +53,7 @@ pub(crate) enum Command {
     },
     /// Draw which snapshot was made from which
     Tree {
-        /// Also what nothing else needs of each, and of all that came from it
+        /// Also what nothing else needs of each, and what removing it would free
         #[arg(long)]
         usage: bool,
     },

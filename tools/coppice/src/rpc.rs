@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Both ends must agree on this number; it changes with any message.
-pub(crate) const PROTOCOL: u32 = 4;
+pub(crate) const PROTOCOL: u32 = 5;
 
 /// The first message of every connection, from the command line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -359,7 +359,7 @@ pub(crate) struct LineageLine {
     /// Bytes that it added to the store when it was made.
     pub(crate) stored_bytes: u64,
     pub(crate) created_unix_ms: u64,
-    pub(crate) usage: Option<SnapshotUsage>,
+    pub(crate) usage: Option<coppice_engine::Frees>,
 }
 
 /// How much a check reads.

@@ -125,7 +125,7 @@ fn drawn(lines: &[LineageLine], usage: bool) -> String {
     let (tops, children) = arranged(lines);
     let mut rows = vec![heading(&["SNAPSHOT", "KIND", "ID", "SIZE", "ADDED"])];
     if usage {
-        rows[0].extend(heading(&["EXCLUSIVE", "FREES", "SUBTREE FREES"]));
+        rows[0].extend(heading(&["EXCLUSIVE", "FREES NOW", "AFTER REPACK"]));
     }
     let mut open: Vec<(usize, String, bool, bool)> =
         tops.iter().rev().map(|top| (*top, String::new(), true, true)).collect();
@@ -178,9 +178,9 @@ fn row(line: &LineageLine, branch: &str, usage: bool) -> Vec<String> {
         bytes(line.stored_bytes),
     ];
     if let Some(cost) = line.usage.as_ref().filter(|_| usage) {
-        row.push(bytes(cost.own.exclusive_bytes));
-        row.push(bytes(cost.own.frees_after_repack));
-        row.push(bytes(cost.subtree.frees_after_repack));
+        row.push(bytes(cost.exclusive_bytes));
+        row.push(bytes(cost.frees_now));
+        row.push(bytes(cost.frees_after_repack));
     }
     row
 }

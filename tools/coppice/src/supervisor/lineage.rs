@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::time::Instant;
 
 use anyhow::Result;
-use coppice_engine::{Accounts, Entry, ImageRef, Role, SnapshotId};
+use coppice_engine::{Accounts, Entry, Frees, ImageRef, Role, SnapshotId};
 
 use super::Supervisor;
 use super::catalog::{kind, part_name};
@@ -88,7 +88,7 @@ impl Supervisor {
         let accounts = if usage { Some(self.store.accounts()?) } else { None };
         let listed: HashSet<SnapshotId> = entries.iter().map(|entry| entry.id).collect();
         let lines = entries.iter().map(|entry| {
-            let usage = accounts.as_ref().map(|accounts| snapshot_usage(accounts, entry.id));
+            let usage = accounts.as_ref().map(|accounts| accounts.frees(entry.id));
             Ok(lineage_line(entry, &listed, usage.transpose()?))
         });
         Ok(Reply::Lineage(lines.collect::<Result<_>>()?))
@@ -115,11 +115,7 @@ fn alone(role: Role, owner: &str, sides: [Option<ImageRef>; 2]) -> PartDifferenc
     }
 }
 
-fn lineage_line(
-    entry: &Entry,
-    listed: &HashSet<SnapshotId>,
-    usage: Option<SnapshotUsage>,
-) -> LineageLine {
+fn lineage_line(entry: &Entry, listed: &HashSet<SnapshotId>, usage: Option<Frees>) -> LineageLine {
     let parent = entry.record.parent;
     LineageLine {
         id: entry.id.to_string(),

@@ -1,5 +1,14 @@
 //! The process that owns a store is killed at random moments of a life of
 //! commits, names, removals and collections, with RocksDB as the index.
+//!
+//! A program of its own: a child that is being started holds, for an instant,
+//! the locks of every store that is open beside it.
+
+#![cfg(feature = "rocksdb")]
+
+#[expect(dead_code, reason = "not all of it is used here")]
+#[path = "../store/common.rs"]
+mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -11,7 +20,7 @@ use std::time::Duration;
 
 use coppice_engine::{GcOptions, PAGE_LEN, Role, Settings, Store};
 
-use crate::common::{named, noise, read_all, record_of, settings, soft_pages};
+use common::{named, noise, read_all, record_of, settings, soft_pages};
 
 const FOLDER: &str = "COPPICE_TEST_KILL_FOLDER";
 const SEED: &str = "COPPICE_TEST_KILL_SEED";
@@ -146,7 +155,7 @@ fn a_process_killed_at_any_moment_loses_nothing() {
     let mut snapshots = 0;
     for round in 0..rounds {
         let mut child = Command::new(std::env::current_exe().expect("this program"))
-            .args(["--exact", "kill::the_life", "--ignored"])
+            .args(["--exact", "the_life", "--ignored"])
             .env(FOLDER, folder.path())
             .env(SEED, (round + 1).to_string())
             .stdout(Stdio::null())
