@@ -2,7 +2,7 @@
 //! before, with some pages changed all over the image.
 //!
 //! Prints one JSON document; progress goes to standard error. Times are
-//! medians of the first and of the last hundred snapshots, and their ratio is
+//! medians of the first hundred snapshots after a warm-up and of the last, and their ratio is
 //! the result. Frames read for each MiB are counted from page maps, against a
 //! fresh copy of the last image in a store of its own.
 
@@ -27,6 +27,10 @@ struct Options {
     /// Snapshots, one made on the other
     #[arg(long, default_value_t = 1000)]
     depth: usize,
+    /// Snapshots at the beginning that are not measured: until each leaf has
+    /// changed often enough to be stored in full again
+    #[arg(long, default_value_t = 200)]
+    warm_up: usize,
     /// Pages changed for each
     #[arg(long, default_value_t = 100)]
     pages: usize,
@@ -132,7 +136,8 @@ fn frames_per_mib(map: &PageMap) -> f64 {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    ensure!(options.depth >= 2 * SAMPLE, "--depth must be at least {}", 2 * SAMPLE);
+    let least = options.warm_up + 2 * SAMPLE;
+    ensure!(options.depth >= least, "--depth must be at least {least}");
     let temporary = tempfile::tempdir()?;
     let folder = options.folder.clone().unwrap_or_else(|| temporary.path().to_owned());
     let mut settings = Settings::default();
@@ -168,7 +173,7 @@ fn main() -> Result<()> {
             eprintln!("{} snapshots", depth + 1);
         }
     }
-    let (first, tail) = (&times[..SAMPLE], &times[times.len() - SAMPLE..]);
+    let (first, tail) = (&times[options.warm_up..][..SAMPLE], &times[times.len() - SAMPLE..]);
     let row = |of: fn(&Times) -> u64| {
         let (one, other) = (median(first, of), median(tail, of));
         json!({ "first_us": one, "last_us": other, "ratio": ratio(other, one) })
@@ -184,6 +189,7 @@ fn main() -> Result<()> {
     let store = Store::open(&folder.join("lineage"), &settings)?;
     let report = json!({
         "depth": options.depth,
+        "warm_up": options.warm_up,
         "changed_pages": options.pages,
         "image_mib": options.image,
         "commit": row(|t| t.commit),

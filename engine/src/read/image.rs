@@ -12,9 +12,9 @@ use crate::pack::Frame;
 use crate::tree::{ImageRef, RootRecord};
 use crate::units::{PAGE_LEN, page_offset, pages_of, to_u64, to_usize};
 
-/// Pages whose places are looked up together: one leaf, 512 KiB, and up to
-/// 64 MiB for whoever reads on from window to window.
-const WINDOW_PAGES_MIN: u64 = 1 << 7;
+/// Pages whose places are looked up together: 64 KiB, as much as a frame, and
+/// up to 64 MiB for whoever reads on from window to window.
+const WINDOW_PAGES_MIN: u64 = 1 << 4;
 const WINDOW_PAGES_MAX: u64 = 1 << 14;
 
 /// Reads verified bytes of an image. The places of one window of pages and

@@ -58,7 +58,7 @@ fn the_life() {
     let folder = Path::new(&folder);
     let mut diary =
         OpenOptions::new().append(true).create(true).open(folder.join("diary")).expect("a diary");
-    let store = Store::open(&folder.join("store"), &store_settings()).expect("it opens");
+    let store = common::open_as(&folder.join("store"), &store_settings()).expect("it opens");
     loop {
         let names: Vec<String> =
             store.snapshots().iter().flat_map(|e| &e.names).map(ToString::to_string).collect();
@@ -124,7 +124,7 @@ fn promised(diary: &str) -> (BTreeSet<String>, Option<String>) {
 fn verify(folder: &Path) -> BTreeSet<String> {
     let diary = std::fs::read_to_string(folder.join("diary")).unwrap_or_default();
     let (mut names, open) = promised(&diary);
-    let store = Store::open(&folder.join("store"), &store_settings()).expect("it opens");
+    let store = common::open_as(&folder.join("store"), &store_settings()).expect("it opens");
     let found: BTreeMap<String, _> = store
         .snapshots()
         .iter()

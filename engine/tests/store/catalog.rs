@@ -110,7 +110,7 @@ fn a_store_has_one_owner_and_a_known_format() {
     assert_eq!(again.expect_err("locked").kind(), ErrorKind::Unavailable);
     drop(store);
     std::fs::write(dir.path().join("FORMAT"), "coppice store format 9\n").expect("a write");
-    let newer = Store::open(dir.path(), &settings(coppice_engine::IndexKind::Memory));
+    let newer = crate::common::open_as(dir.path(), &settings(coppice_engine::IndexKind::Memory));
     let error = newer.expect_err("a newer format");
     assert!(error.to_string().contains("format 9"), "{error}");
 

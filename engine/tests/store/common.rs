@@ -1,10 +1,11 @@
 //! What the tests of a store share.
 
 use std::path::Path;
+use std::time::Duration;
 
 use coppice_engine::{
     Clock, CommitOptions, ImageRef, IndexKind, Name, PAGE_LEN, Role, Settings, SnapshotRecord,
-    Store,
+    Store, StoreError,
 };
 
 /// Bytes that look random and depend on the seed only.
@@ -33,7 +34,20 @@ pub(crate) fn settings(index: IndexKind) -> Settings {
 }
 
 pub(crate) fn open(dir: &Path) -> Store {
-    Store::open(dir, &settings(Settings::default().index)).expect("the store opens")
+    open_as(dir, &settings(Settings::default().index)).expect("the store opens")
+}
+
+/// Opens a store that nobody else has open. A program that another test is
+/// just starting holds, until it is replaced, all that this process has
+/// locked; so a lock that was given back may be held for a moment.
+pub(crate) fn open_as(dir: &Path, settings: &Settings) -> Result<Store, StoreError> {
+    for _ in 0..1000 {
+        match Store::open(dir, settings) {
+            Err(StoreError::Locked) => std::thread::sleep(Duration::from_millis(5)),
+            outcome => return outcome,
+        }
+    }
+    Err(StoreError::Locked)
 }
 
 pub(crate) fn name(text: &str) -> Name {

@@ -79,7 +79,7 @@ fn a_flip_anywhere_is_found_and_no_wrong_byte_read() {
         {
             let at = at.min(len - 1);
             flip(&pack, at);
-            let store = Store::open(dir.path(), &settings).expect("it opens");
+            let store = crate::common::open_as(dir.path(), &settings).expect("it opens");
             assert!(!check(&store).is_clean(), "{} at {at}", pack.display());
             for (image, bytes) in [(&image, &bytes), (&patched, &patched_bytes)] {
                 let mut out = vec![0; bytes.len()];
@@ -201,8 +201,12 @@ fn damage_inside_the_root_log_is_told_from_a_torn_end() {
     two_snapshots(dir.path());
     let log = dir.path().join("roots.log");
     let len = std::fs::metadata(&log).expect("the log").len();
-    let open_raw =
-        || Store::open(dir.path(), &crate::common::settings(coppice_engine::IndexKind::Memory));
+    let open_raw = || {
+        crate::common::open_as(
+            dir.path(),
+            &crate::common::settings(coppice_engine::IndexKind::Memory),
+        )
+    };
     for offset in (0..len / 2 - 8).step_by(7) {
         // One bit can be mended behind the header, two cannot.
         flip(&log, offset);

@@ -202,7 +202,7 @@ fn what_was_collected_does_not_come_back_with_a_lost_root_log() {
 fn collections_run_beside_ingest_and_reading() {
     let dir = tempfile::tempdir().expect("a folder");
     let settings = Settings { pack_objects_max: 100, ..settings(Settings::default().index) };
-    let store = Store::open(dir.path(), &settings).expect("a store");
+    let store = crate::common::open_as(dir.path(), &settings).expect("a store");
     let kept_bytes = soft_pages(9, 500);
     let kept = commit_bytes(&store, &kept_bytes, "kept");
     let done = AtomicBool::new(false);
@@ -242,7 +242,7 @@ fn collections_run_beside_ingest_and_reading() {
     store.gc(ALL).expect("a collection");
     assert!(store.check(&mut |_| {}).expect("a check").is_clean());
     drop(store);
-    let store = Store::open(dir.path(), &settings).expect("it opens again");
+    let store = crate::common::open_as(dir.path(), &settings).expect("it opens again");
     assert!(store.check(&mut |_| {}).expect("a check").is_clean());
     assert!(read_all(&store, &kept) == kept_bytes);
 }
