@@ -38,7 +38,7 @@ pub use check::{CheckReport, CheckScope, Damage};
 pub use chunk::Page;
 pub use env::Clock;
 pub use error::{ErrorKind, FormatError, Qcow2Error, ReadCause, ReadError, StoreError};
-pub use gc::{GcAction, GcOptions, GcPack, GcPlan, GcReport};
+pub use gc::{GcAction, GcFragmented, GcOptions, GcPack, GcPlan, GcReport};
 pub use id::{ChunkId, EventId, Name, NameError, NodeId, PackId, ParseHashError, Root, SnapshotId};
 pub use ingest::{
     CommitOptions, Committed, DiskFormat, ImageWriter, ImportKind, ImportOptions, ImportReport,

@@ -13,7 +13,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use coppice_engine::{
-    CommitOptions, ImageRef, IndexKind, PageMap, Role, Settings, SnapshotRecord, Store,
+    CommitOptions, GcOptions, ImageRef, IndexKind, PageMap, Role, Settings, SnapshotRecord, Store,
 };
 use serde_json::json;
 
@@ -184,6 +184,19 @@ fn main() -> Result<()> {
     let copy = commit(&fresh, &bytes, None, &all)?;
     ensure!(copy.0 == last.0, "the copy has another root");
     let (aged, new) = (frames_per_mib(&map), frames_per_mib(&fresh.page_map(&copy.0)?));
+    let stored_before = store.stats().stored_bytes;
+    let begun = Instant::now();
+    let collected = store.gc(GcOptions::default())?;
+    let gc_seconds = begun.elapsed().as_secs_f64();
+    let straight = frames_per_mib(&store.page_map(&last.0)?);
+    let gc = json!({
+        "seconds": gc_seconds,
+        "straightened_images": collected.straightened_images,
+        "frames_per_mib_of_last": straight,
+        "ratio_to_fresh_copy": straight / new,
+        "stored_bytes_before": stored_before,
+        "stored_bytes_after": store.stats().stored_bytes,
+    });
     let begun = Instant::now();
     drop(store);
     let store = Store::open(&folder.join("lineage"), &settings)?;
@@ -198,6 +211,7 @@ fn main() -> Result<()> {
         "page_map": row(|t| t.map),
         "open_store_us": micros(begun),
         "frames_per_mib": { "last": aged, "fresh_copy": new, "ratio": aged / new },
+        "gc": gc,
         "packs": store.stats().packs,
         "page_bytes_per_snapshot":
             (bill.page_bytes - base_bill.page_bytes) / u64::try_from(options.depth)?,

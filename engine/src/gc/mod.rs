@@ -4,6 +4,7 @@
 //! nodes, the nodes that stored patches build on, chunks - and the records
 //! and events of listed snapshots. The order of a collection:
 //!
+//! 0. Straighten images that take too many frames.
 //! 1. Mark, and plan from the marks which packs go.
 //! 2. Condemn those packs that no open session relies on, and read catalog
 //!    and leases, at one instant. Mark again if anything changed.
@@ -28,13 +29,14 @@
 mod mark;
 mod plan;
 mod repack;
+mod straighten;
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use plan::{GcAction, GcOptions, GcPack, GcPlan};
+pub use plan::{GcAction, GcFragmented, GcOptions, GcPack, GcPlan};
 
 use crate::catalog::{Catalog, Entry};
 use crate::depot::Depot;
@@ -76,6 +78,8 @@ pub struct GcReport {
     pub busy_packs: u64,
     /// Packs left alone because something needed in them is damaged.
     pub damaged_packs: u64,
+    /// Images whose pages were gathered into fewer frames.
+    pub straightened_images: u64,
     /// Why repacking ended early: the disk is full. What was dropped stays
     /// dropped.
     pub incomplete: Option<String>,
@@ -85,11 +89,15 @@ pub struct GcReport {
 pub(crate) fn plan(
     depot: &Depot,
     catalog: &Catalog,
+    settings: &Settings,
     options: GcOptions,
 ) -> Result<GcPlan, StoreError> {
     let _upkeep = depot.upkeep();
     let (_, leased, entries) = depot.pins().condemn(&BTreeSet::new(), || catalog.entries());
-    plan::plan(depot, &mark(depot, &Roots::of(&entries, leased))?, options)
+    let fragmented =
+        straighten::fragmented(depot, &entries, settings, options.frames_percent_max.max(100))?;
+    let plan = plan::plan(depot, &mark(depot, &Roots::of(&entries, leased))?, options)?;
+    Ok(GcPlan { fragmented, ..plan })
 }
 
 /// Collects.
@@ -101,6 +109,8 @@ pub(crate) fn collect(
 ) -> Result<GcReport, StoreError> {
     let _upkeep = depot.upkeep();
     depot.check_fence()?;
+    let mut report = GcReport::default();
+    gather(depot, catalog, settings, options, &mut report)?;
     let newest = depot.highest_pack();
     let (_, leased, entries) = depot.pins().condemn(&BTreeSet::new(), || catalog.entries());
     let roots = Roots::of(&entries, leased);
@@ -110,14 +120,41 @@ pub(crate) fn collect(
         plan.with(GcAction::Drop).into_iter().chain(plan.with(GcAction::Repack)).collect();
     let (condemned, leased, entries) = depot.pins().condemn(&chosen, || catalog.entries());
     let busy = plan.with(GcAction::Busy).len() + chosen.len() - condemned.len();
-    let mut run = Run { depot, settings, report: GcReport::default(), condemned };
+    let mut run = Run { depot, settings, report, condemned };
     run.report.busy_packs = crate::units::to_u64(busy);
     let roots_now = Roots::of(&entries, leased);
     if depot.highest_pack() != newest || roots_now != roots {
         needed = mark(depot, &roots_now)?;
     }
+    let gathered = run.report.rewritten_bytes;
     run.work(&needed)?;
+    run.report.freed_bytes = run.report.freed_bytes.saturating_sub(gathered);
     Ok(std::mem::take(&mut run.report))
+}
+
+/// Straightens. On a full disk that is put off: the collection makes room.
+fn gather(
+    depot: &Arc<Depot>,
+    catalog: &Catalog,
+    settings: &Settings,
+    options: GcOptions,
+    report: &mut GcReport,
+) -> Result<(), StoreError> {
+    let percent_max = options.frames_percent_max.max(100);
+    match straighten::straighten(depot, &catalog.entries(), settings, percent_max) {
+        Ok(done) => {
+            report.straightened_images = done.images;
+            report.rewritten_bytes = done.rewritten_bytes;
+            Ok(())
+        }
+        Err(error) => match error.kind() {
+            ErrorKind::NoSpace | ErrorKind::Corrupt => {
+                report.incomplete = Some(error.to_string());
+                Ok(())
+            }
+            _ => Err(error),
+        },
+    }
 }
 
 /// A collection under way. What it did not retire is taken back into use

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::mark::Places;
 use crate::depot::Depot;
 use crate::error::StoreError;
-use crate::id::PackId;
+use crate::id::{PackId, Root};
 use crate::pack::FrameKind;
 use crate::units::{PAGE_LEN, to_u64, to_usize};
 
@@ -15,11 +15,14 @@ pub struct GcOptions {
     /// A pack is repacked when at least this share of its frames' bytes is
     /// dead, in percent; a pack that is dead whole is dropped in any case.
     pub dead_percent_min: u8,
+    /// An image that takes more frames than this share of what a fresh one
+    /// takes, in percent, is straightened; at least 100.
+    pub frames_percent_max: u32,
 }
 
 impl Default for GcOptions {
     fn default() -> Self {
-        Self { dead_percent_min: 25 }
+        Self { dead_percent_min: 25, frames_percent_max: 150 }
     }
 }
 
@@ -60,6 +63,19 @@ pub struct GcPack {
     pub dead_stored_bytes: u64,
 }
 
+/// An image whose pages lie in too many frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GcFragmented {
+    /// Which image.
+    pub root: Root,
+    /// Frames that hold its pages.
+    pub frames: u64,
+    /// Frames that would hold them if it were written anew.
+    pub frames_when_fresh: u64,
+    /// Pages that are written once more.
+    pub rewritten_pages: u64,
+}
+
 /// What a collection would do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GcPlan {
@@ -71,6 +87,9 @@ pub struct GcPlan {
     pub freed_after_repack_bytes: u64,
     /// Every pack, by id.
     pub packs: Vec<GcPack>,
+    /// Images that are straightened first; what they leave behind is not in
+    /// the other figures.
+    pub fragmented: Vec<GcFragmented>,
 }
 
 impl GcPlan {

@@ -106,7 +106,7 @@ pub(super) fn decode_pages(bytes: &[u8]) -> Result<Frame, ReadCause> {
 }
 
 /// The page in a slot, if it is the chunk that it should be.
-pub(super) fn verified<'f>(
+pub(crate) fn verified<'f>(
     frame: &'f Frame,
     slot: u32,
     chunk: &ChunkId,

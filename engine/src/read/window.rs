@@ -47,13 +47,18 @@ impl Window {
 
     /// Reads, checks and decompresses a frame of pages.
     pub(super) fn frame(&self, depot: &Depot, at: &FrameRef) -> Result<Frame, ReadCause> {
-        let file = match self.packs.get(&at.pack) {
-            Some(file) => Arc::clone(file),
-            None => depot.file(at.pack).map_err(|error| match error {
-                StoreError::Io { source, .. } => ReadCause::Io(source),
-                _ => ReadCause::UnknownPack,
-            })?,
-        };
-        decode_pages(&file.read_at(at.offset, to_usize(u64::from(at.len)))?)
+        match self.packs.get(&at.pack) {
+            Some(file) => decode_pages(&file.read_at(at.offset, to_usize(u64::from(at.len)))?),
+            None => read_frame(depot, at),
+        }
     }
+}
+
+/// Reads, checks and decompresses a frame of pages.
+pub(crate) fn read_frame(depot: &Depot, at: &FrameRef) -> Result<Frame, ReadCause> {
+    let file = depot.file(at.pack).map_err(|error| match error {
+        StoreError::Io { source, .. } => ReadCause::Io(source),
+        _ => ReadCause::UnknownPack,
+    })?;
+    decode_pages(&file.read_at(at.offset, to_usize(u64::from(at.len)))?)
 }

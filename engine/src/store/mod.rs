@@ -194,7 +194,7 @@ impl Store {
     /// # Errors
     /// If something that is needed cannot be read.
     pub fn gc_plan(&self, options: GcOptions) -> Result<GcPlan, StoreError> {
-        gc::plan(&self.depot, &self.catalog, options)
+        gc::plan(&self.depot, &self.catalog, &self.settings, options)
     }
 
     /// Frees what neither a listed snapshot nor a lease needs, beside

@@ -5,7 +5,7 @@ use coppice_engine::{Faults, GcOptions, SimDisk, StoreError};
 use crate::workload::{Change, Promises, commit, open, pages, run, verify};
 
 /// Repacks whatever has anything dead in it.
-const ALL: GcOptions = GcOptions { dead_percent_min: 0 };
+const ALL: GcOptions = GcOptions { dead_percent_min: 0, frames_percent_max: 100 };
 
 /// Ways in which unflushed data may have survived.
 const SEEDS: u64 = 3;
@@ -23,7 +23,7 @@ fn run_and_collect(disk: &SimDisk, promises: &mut Promises) -> Result<(), StoreE
     };
     remove(promises, "grandchild")?;
     remove(promises, "twin")?;
-    store.gc(GcOptions { dead_percent_min: 50 })?;
+    store.gc(GcOptions { dead_percent_min: 50, ..GcOptions::default() })?;
     store.gc(ALL)?;
     // The same bytes as some that were collected, and a child of what moved.
     let mut bytes = promises.kept["child"].clone();

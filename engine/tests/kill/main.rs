@@ -71,7 +71,9 @@ fn the_life() {
             2 => {
                 tell(&mut diary, "collect");
                 let dead_percent_min = if next(&mut random).is_multiple_of(2) { 0 } else { 25 };
-                store.gc(GcOptions { dead_percent_min }).expect("a collection");
+                store
+                    .gc(GcOptions { dead_percent_min, frames_percent_max: 110 })
+                    .expect("a collection");
             }
             _ => {
                 let number = next(&mut random) % 1_000_000;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use coppice_engine::{
-    ErrorKind, GcOptions, ImageRef, IndexKind, PAGE_LEN, Settings, SimDisk, Store,
+    ErrorKind, GcOptions, ImageRef, IndexKind, PAGE_LEN, Settings, SimDisk, SnapshotRecord, Store,
 };
 use proptest::prelude::*;
 
@@ -14,7 +14,7 @@ use crate::common::{
     commit_bytes, name, named, noise, open, read_all, record_of, settings, soft_pages,
 };
 
-const ALL: GcOptions = GcOptions { dead_percent_min: 0 };
+const ALL: GcOptions = GcOptions { dead_percent_min: 0, frames_percent_max: 100 };
 
 #[derive(Debug, Clone)]
 enum Act {
@@ -121,7 +121,7 @@ proptest! {
                 }
                 Act::Remove(_) => {}
                 Act::Collect(dead_percent_min) => {
-                    let options = GcOptions { dead_percent_min: *dead_percent_min };
+                    let options = GcOptions { dead_percent_min: *dead_percent_min, frames_percent_max: 120 };
                     store.gc(options).expect("a collection");
                     if *dead_percent_min == 0 {
                         prop_assert_eq!(store.stats().chunks, distinct_pages(&made));
@@ -139,6 +139,57 @@ proptest! {
         drop(store);
         verify(&open(), &made);
     }
+}
+
+/// Frames in which an image lies, and the least that could hold it.
+fn frames(store: &Store, image: &ImageRef) -> (u64, u64) {
+    let map = store.page_map(image).expect("a map");
+    (map.frames().len() as u64, map.stored_pages().div_ceil(16))
+}
+
+#[test]
+fn a_long_lineage_stays_within_its_budget_of_frames() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = open(dir.path());
+    let mut made: Vec<Made> = Vec::new();
+    let mut bytes = soft_pages(1, 1600);
+    let mut image = commit_bytes(&store, &bytes, "s0");
+    let mut parent = None;
+    made.push(Made { name: "s0".to_owned(), image, bytes: bytes.clone() });
+    for number in 1..60_u64 {
+        let mut pages: Vec<usize> = noise(number, 60)
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|two| usize::from(u16::from_le_bytes(*two)) % 1600)
+            .collect();
+        pages.sort_unstable();
+        pages.dedup();
+        let mut session = store.begin().expect("a session");
+        let mut writer = session.image(image.len, Some(&image)).expect("an image");
+        for page in pages {
+            let new = soft_pages(number * 2000 + page as u64, 1);
+            bytes[page * PAGE_LEN..(page + 1) * PAGE_LEN].copy_from_slice(&new);
+            writer.write(page as u64, &new).expect("a write");
+        }
+        image = writer.finish().expect("an image");
+        let as_name = format!("s{number}");
+        let record = SnapshotRecord { parent, ..record_of(image) };
+        parent = Some(session.commit(&record, named(&as_name)).expect("a commit").id);
+        made.push(Made { name: as_name, image, bytes: bytes.clone() });
+        if number % 10 == 0 {
+            store.gc(GcOptions::default()).expect("a collection");
+            let (now, fresh) = frames(&store, &image);
+            assert!(now * 2 <= fresh * 3, "{now} frames, {fresh} when fresh");
+        }
+    }
+    let plan = store.gc_plan(GcOptions::default()).expect("a plan");
+    let done = store.gc(GcOptions::default()).expect("a collection");
+    assert_eq!(plan.fragmented.len() as u64, done.straightened_images);
+    verify(&store, &made);
+    let live: u64 =
+        store.gc_plan(ALL).expect("a plan").packs.iter().map(|p| p.live_chunk_bytes).sum();
+    assert_eq!(live, distinct_pages(&made) * PAGE_LEN as u64);
 }
 
 #[test]

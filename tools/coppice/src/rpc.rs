@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Both ends must agree on this number; it changes with any message.
-pub(crate) const PROTOCOL: u32 = 5;
+pub(crate) const PROTOCOL: u32 = 6;
 
 /// The first message of every connection, from the command line.
 #[derive(Debug, Serialize, Deserialize)]

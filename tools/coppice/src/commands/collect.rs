@@ -39,6 +39,15 @@ fn planned(plan: &GcPlan) -> String {
         rows.extend(touched.into_iter().map(row));
         text = table(&rows) + "\n";
     }
+    for image in &plan.fragmented {
+        text += &format!(
+            "image {:.12} takes {} frames, {} when fresh: {} pages are gathered first\n",
+            image.root.to_string(),
+            image.frames,
+            image.frames_when_fresh,
+            image.rewritten_pages
+        );
+    }
     text + &format!(
         "frees now            {}\nrewrites             {}\nfrees after that     {}",
         bytes(plan.freed_now_bytes),
@@ -71,6 +80,9 @@ fn collected(report: &GcReport, seconds: f64) -> String {
         report.repacked_packs,
         bytes(report.rewritten_bytes)
     );
+    if report.straightened_images > 0 {
+        text += &format!("\n{} images gathered into fewer frames", report.straightened_images);
+    }
     if report.busy_packs > 0 {
         text +=
             &format!("\n{} packs are in use by an ingest: run it again later", report.busy_packs);
