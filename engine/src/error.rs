@@ -208,6 +208,9 @@ pub struct ReadError {
 /// The reason of a [`ReadError`].
 #[derive(Debug, thiserror::Error)]
 pub enum ReadCause {
+    /// The chunk is in no pack: it was lost in a repair.
+    #[error("it is in no pack any more; ingest the same bytes again")]
+    Lost,
     /// The pack was never handed to the reader.
     #[error("the pack is not open")]
     UnknownPack,
@@ -232,7 +235,9 @@ impl ReadError {
         match &self.cause {
             ReadCause::UnknownPack => ErrorKind::Unavailable,
             ReadCause::Io(source) => kind_of_io(source),
-            ReadCause::Format(_) | ReadCause::Mismatch { .. } => ErrorKind::Corrupt,
+            ReadCause::Lost | ReadCause::Format(_) | ReadCause::Mismatch { .. } => {
+                ErrorKind::Corrupt
+            }
         }
     }
 }

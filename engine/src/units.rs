@@ -30,6 +30,9 @@ pub const FORMAT_VERSION: u32 = 1;
 /// Where packs lie in a store.
 pub(crate) const PACKS_DIR: &str = "packs";
 
+/// Where a repair puts damaged packs.
+pub(crate) const QUARANTINE_DIR: &str = "quarantine";
+
 /// Where unfinished packs lie in a store.
 pub(crate) const TEMP_DIR: &str = "tmp";
 

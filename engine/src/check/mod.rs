@@ -7,6 +7,7 @@
 //! so that ingesting the same bytes again heals it.
 
 mod packs;
+mod repair;
 mod report;
 mod scope;
 mod trees;
@@ -19,6 +20,8 @@ use crate::error::StoreError;
 use crate::ingest::Progress;
 use crate::units::to_u64;
 
+pub use repair::RepairReport;
+pub(crate) use repair::repair;
 use report::Findings;
 pub use report::{CheckReport, Damage};
 pub use scope::CheckScope;

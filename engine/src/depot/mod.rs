@@ -21,6 +21,7 @@ use cache::Cache;
 pub(crate) use locate::{Location, Locator, LocatorState};
 pub(crate) use nodes::{RecentNode, StoredNode};
 pub(crate) use pins::{Pins, SessionPins};
+pub(crate) use retire::Disposal;
 
 use crate::env::lock;
 use crate::error::StoreError;

@@ -16,7 +16,7 @@ use crate::id::PackId;
 use crate::index::Index;
 use crate::io::Disk;
 use crate::pack::DurablePack;
-use crate::units::{PACKS_DIR, TEMP_DIR};
+use crate::units::{PACKS_DIR, QUARANTINE_DIR, TEMP_DIR};
 
 impl Depot {
     /// Opens the packs on a disk whose folders exist.
@@ -57,6 +57,17 @@ impl Depot {
         Ok(())
     }
 
+    /// The ids of packs that were put aside are not used again either.
+    fn reserve_quarantined(&self) -> Result<(), StoreError> {
+        let files = match self.disk.list(QUARANTINE_DIR) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            files => files.map_err(StoreError::io("list", QUARANTINE_DIR))?,
+        };
+        let packs = files.iter().filter_map(|file| PackId::from_file_name(&file.name));
+        packs.for_each(|pack| self.reserve_ids_through(pack));
+        Ok(())
+    }
+
     fn publish_missing(&self) -> Result<(), StoreError> {
         let files = self.disk.list(PACKS_DIR).map_err(StoreError::io("list", PACKS_DIR))?;
         let on_disk: BTreeMap<PackId, u64> = files
@@ -76,6 +87,7 @@ impl Depot {
         }
         // What the index is told now must not lose its name in a power cut.
         self.disk.sync_dir(PACKS_DIR).map_err(StoreError::io("flush", PACKS_DIR))?;
+        self.reserve_quarantined()?;
         for (pack, file_len) in &on_disk {
             self.reserve_ids_through(*pack);
             if stale || !known.contains_key(pack) {

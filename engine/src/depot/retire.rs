@@ -11,11 +11,20 @@ use crate::error::StoreError;
 use crate::id::{ObjectKey, PackId};
 use crate::index::Place;
 use crate::pack::EntryNo;
-use crate::units::PACKS_DIR;
+use crate::units::{PACKS_DIR, QUARANTINE_DIR};
 
 /// Dead keys of packs that retire together are held in memory at once up to
 /// about this many.
 const KEYS_MAX: usize = 1 << 21;
+
+/// What becomes of the file of a retired pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Disposal {
+    /// It goes.
+    Remove,
+    /// It is moved out of the way.
+    Quarantine,
+}
 
 impl Depot {
     /// Retires packs of which nothing is needed any more that lies in no
@@ -23,6 +32,7 @@ impl Depot {
     pub(crate) fn retire(
         &self,
         packs: &[PackId],
+        disposal: Disposal,
         retired: &mut dyn FnMut(PackId, u64),
     ) -> Result<(), StoreError> {
         let mut at = 0;
@@ -33,7 +43,7 @@ impl Depot {
                 keys += self.directory(packs[at])?.keys.len();
                 at += 1;
             }
-            self.retire_group(&packs[start..at], retired)?;
+            self.retire_group(&packs[start..at], disposal, retired)?;
         }
         Ok(())
     }
@@ -41,13 +51,13 @@ impl Depot {
     fn retire_group(
         &self,
         packs: &[PackId],
+        disposal: Disposal,
         retired: &mut dyn FnMut(PackId, u64),
     ) -> Result<(), StoreError> {
         let heirs = self.heirs(packs)?;
         for pack in packs {
             let len = self.forget_pack(*pack, &heirs)?;
-            let path = pack.path();
-            self.disk.remove(&path).map_err(StoreError::io("remove", &path))?;
+            self.dispose(*pack, disposal)?;
             retired(*pack, len);
         }
         // A name that came back would only be a pack to collect again, but a
@@ -56,6 +66,28 @@ impl Depot {
             self.fence();
             StoreError::io("flush", PACKS_DIR)(error)
         })
+    }
+
+    fn dispose(&self, pack: PackId, disposal: Disposal) -> Result<(), StoreError> {
+        let path = pack.path();
+        if disposal == Disposal::Remove {
+            return self.disk.remove(&path).map_err(StoreError::io("remove", &path));
+        }
+        let aside = format!("{QUARANTINE_DIR}/{pack}.pack");
+        self.disk.make_dir(QUARANTINE_DIR).map_err(StoreError::io("create", QUARANTINE_DIR))?;
+        match self.disk.rename(&path, &aside) {
+            // It was gone already, which is what was wrong with it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            moved => moved.map_err(StoreError::io("rename to", &aside))?,
+        }
+        // Also the name of the folder itself.
+        for dir in [QUARANTINE_DIR, ""] {
+            self.disk.sync_dir(dir).map_err(|error| {
+                self.fence();
+                StoreError::io("flush", QUARANTINE_DIR)(error)
+            })?;
+        }
+        Ok(())
     }
 
     /// Where else the objects of dying packs lie: the index names an object

@@ -39,7 +39,7 @@ use serde::{Deserialize, Serialize};
 pub use plan::{GcAction, GcFragmented, GcOptions, GcPack, GcPlan};
 
 use crate::catalog::{Catalog, Entry};
-use crate::depot::Depot;
+use crate::depot::{Depot, Disposal};
 use crate::error::{ErrorKind, StoreError};
 use crate::id::{PackId, SnapshotId};
 use crate::pack::PackWriter;
@@ -194,7 +194,7 @@ impl Run<'_> {
     fn retire(&mut self, packs: &[PackId]) -> Result<u64, StoreError> {
         let mut count = 0;
         let Self { depot, report, condemned, .. } = self;
-        depot.retire(packs, &mut |pack, len| {
+        depot.retire(packs, Disposal::Remove, &mut |pack, len| {
             condemned.remove(&pack);
             report.freed_bytes += len;
             count += 1;

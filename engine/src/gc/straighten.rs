@@ -125,7 +125,8 @@ fn look(
 /// fewer take their place.
 fn leaving(map: &PageMap, wanted: u64, in_frame: u64) -> HashSet<FrameRef> {
     let mut held: HashMap<FrameRef, u64> = HashMap::new();
-    for (_, at) in map.stored(0..u64::MAX) {
+    let there = map.stored(0..u64::MAX).filter(|(_, at)| at.frame != FrameRef::NOWHERE);
+    for (_, at) in there {
         *held.entry(at.frame).or_default() += 1;
     }
     let mut by_use: Vec<(u64, FrameRef)> =

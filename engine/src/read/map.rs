@@ -22,6 +22,12 @@ pub struct FrameRef {
     pub count: u32,
 }
 
+impl FrameRef {
+    /// Stands for the frame of a chunk that is in no pack: who reads it is told
+    /// that the pack is unknown, and all other pages of the image can be had.
+    pub(crate) const NOWHERE: Self = Self { pack: PackId(0), offset: 16, len: 80, count: 1 };
+}
+
 /// A page that is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Location {
@@ -73,6 +79,7 @@ impl PageMap {
         let mut packs: Vec<PackId> = frames.iter().map(|frame| frame.pack).collect();
         packs.sort_unstable();
         packs.dedup();
+        packs.retain(|pack| *pack != FrameRef::NOWHERE.pack);
         let (frame_starts, by_frame) = group_by_frame(frames.len(), &rows);
         Self { len, packs, frames, rows, frame_starts, by_frame }
     }

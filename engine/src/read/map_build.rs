@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::map::{FrameRef, PageMap, Row};
-use crate::depot::{Depot, Locator};
+use crate::depot::{Depot, Location, Locator};
 use crate::error::StoreError;
 use crate::id::{ChunkId, ObjectKey, PackId};
 use crate::tree::{RootRecord, walk};
@@ -51,18 +51,14 @@ impl Builder<'_> {
         let keys: Vec<ObjectKey> = waiting.iter().map(|(_, chunk)| chunk.key()).collect();
         let locations = self.locator.locate(&keys)?;
         for ((page, chunk), location) in waiting.into_iter().zip(locations) {
-            let Some(location) = location else {
-                return Err(StoreError::Missing { what: "chunk", id: chunk.to_string() });
-            };
-            let frame = FrameRef {
-                pack: location.pack,
-                offset: location.span.offset,
-                len: location.span.len,
-                count: location.span.count,
-            };
+            let (frame, slot) = location.map_or((FrameRef::NOWHERE, 0), |location| {
+                let Location { pack, span, slot } = location;
+                let (offset, len, count) = (span.offset, span.len, span.count);
+                (FrameRef { pack, offset, len, count }, slot)
+            });
             let frame = self.frame_number(frame);
             let page = u32::try_from(page).expect("an image has at most 2^32 pages");
-            self.rows.push(Row { page, frame, slot: location.slot, chunk });
+            self.rows.push(Row { page, frame, slot, chunk });
         }
         Ok(())
     }

@@ -86,6 +86,9 @@ impl PageReader {
     }
 
     fn read(&self, at: &FrameRef) -> Result<Frame, ReadCause> {
+        if *at == FrameRef::NOWHERE {
+            return Err(ReadCause::Lost);
+        }
         let file = {
             let packs = self.packs.read().unwrap_or_else(PoisonError::into_inner);
             packs.get(&at.pack).cloned().ok_or(ReadCause::UnknownPack)?

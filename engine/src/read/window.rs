@@ -56,6 +56,9 @@ impl Window {
 
 /// Reads, checks and decompresses a frame of pages.
 pub(crate) fn read_frame(depot: &Depot, at: &FrameRef) -> Result<Frame, ReadCause> {
+    if *at == FrameRef::NOWHERE {
+        return Err(ReadCause::Lost);
+    }
     let file = depot.file(at.pack).map_err(|error| match error {
         StoreError::Io { source, .. } => ReadCause::Io(source),
         _ => ReadCause::UnknownPack,

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::account::Accounts;
 use crate::catalog::{Catalog, Entry, Event, EventKind, LoggedEvent};
-use crate::check::{self, CheckReport, CheckScope};
+use crate::check::{self, CheckReport, CheckScope, RepairReport};
 use crate::depot::Depot;
 use crate::error::StoreError;
 use crate::gc::{self, GcOptions, GcPlan, GcReport};
@@ -243,6 +243,23 @@ impl Store {
     ) -> Result<CheckReport, StoreError> {
         let _upkeep = self.depot.upkeep();
         check::check(&self.depot, &self.catalog, scope, progress)
+    }
+
+    /// Checks everything, puts damaged packs aside into `quarantine/` and
+    /// keeps what is sound in them, and checks again. What the second report
+    /// names is lost, until the same bytes are ingested again.
+    ///
+    /// # Errors
+    /// If the check itself cannot go on, or something cannot be written.
+    pub fn repair(
+        &self,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(RepairReport, CheckReport), StoreError> {
+        let _upkeep = self.depot.upkeep();
+        let found = check::check(&self.depot, &self.catalog, CheckScope::Full, progress)?;
+        let repaired = check::repair(&self.depot, &found)?;
+        let left = check::check(&self.depot, &self.catalog, CheckScope::Full, progress)?;
+        Ok((repaired, left))
     }
 
     /// Reads an image at any offset.

@@ -3,5 +3,6 @@
 
 mod gc;
 mod power;
+mod repair;
 mod trouble;
 mod workload;

@@ -117,6 +117,28 @@ fn a_check_of_the_structure_reads_no_pages_and_a_sample_some() {
 }
 
 #[test]
+fn a_repair_keeps_what_is_sound() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (bytes, image) = two_snapshots(dir.path());
+    flip(&packs(dir.path())[0], 16 + 80 + 100);
+    let store = open(dir.path());
+    let (repaired, left) = store.repair(&mut |_| {}).expect("a repair");
+    assert_eq!((repaired.quarantined.len(), repaired.lost_frames), (1, 1));
+    assert!(left.damages.iter().all(|damage| damage.snapshots.iter().eq(["hit"])), "{left:?}");
+    assert!(dir.path().join("quarantine/000000000001.pack").exists());
+    let mut reader = store.reader(&image).expect("a reader");
+    let mut page = [0; PAGE_LEN];
+    assert_eq!(reader.read_at(0, &mut page).expect_err("lost").kind(), ErrorKind::Corrupt);
+    drop((reader, store));
+    let store = open(dir.path());
+    commit_bytes(&store, &bytes, "again");
+    assert!(read_all(&store, &image) == bytes);
+    assert!(check(&store).is_clean());
+    let (again, left) = store.repair(&mut |_| {}).expect("nothing to repair");
+    assert!(left.is_clean() && again.quarantined.is_empty());
+}
+
+#[test]
 fn a_bad_chunk_is_named_and_reaches_nobody() {
     let dir = tempfile::tempdir().expect("a folder");
     let (bytes, image) = two_snapshots(dir.path());

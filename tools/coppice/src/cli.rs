@@ -166,6 +166,10 @@ pub(crate) struct Check {
     /// Check everything, but of the pages only this share, drawn at random
     #[arg(long, value_name = "PERCENT", conflicts_with = "structure", value_parser = clap::value_parser!(u8).range(1..=100))]
     pub(crate) sample: Option<u8>,
+    /// Put damaged packs aside, keep what is sound in them, and say what is
+    /// lost
+    #[arg(long, conflicts_with_all = ["structure", "sample"])]
+    pub(crate) repair: bool,
     /// Draw the same pages as the check that named this seed
     #[arg(long, value_name = "N", requires = "sample")]
     pub(crate) seed: Option<u64>,

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Both ends must agree on this number; it changes with any message.
-pub(crate) const PROTOCOL: u32 = 6;
+pub(crate) const PROTOCOL: u32 = 7;
 
 /// The first message of every connection, from the command line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -60,6 +60,7 @@ pub(crate) enum Request {
         usage: bool,
     },
     Check(Scope),
+    Repair,
     /// Garbage collection.
     Collect {
         dry_run: bool,
@@ -383,6 +384,8 @@ pub(crate) struct Checked {
     pub(crate) bytes: u64,
     pub(crate) seconds: f64,
     pub(crate) problems: Vec<Problem>,
+    /// What a repair did before this was found.
+    pub(crate) repaired: Option<coppice_engine::RepairReport>,
 }
 
 /// One damaged thing.

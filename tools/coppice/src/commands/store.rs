@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use coppice_engine::RepairReport;
 use serde::Serialize;
 
 use super::lineage;
@@ -249,7 +250,8 @@ pub(super) fn check(client: &Client, options: &Check, out: Output) -> Result<Exi
         }
     };
     let bar = Bar::new();
-    let (reply, _) = client.ask(Request::Check(scope), &[], &mut |step| bar.show(&step))?;
+    let request = if options.repair { Request::Repair } else { Request::Check(scope) };
+    let (reply, _) = client.ask(request, &[], &mut |step| bar.show(&step))?;
     drop(bar);
     let Reply::Checked(found) = reply else { return unexpected(&reply) };
     out.print(&found, || checked_text(&found))?;
@@ -263,8 +265,25 @@ pub(super) fn check(client: &Client, options: &Check, out: Output) -> Result<Exi
     Ok(ExitCode::FAILURE)
 }
 
-fn checked_text(found: &Checked) -> String {
+fn repaired_text(repaired: &RepairReport) -> String {
     let mut text = String::new();
+    for pack in &repaired.quarantined {
+        text.push_str(&format!("pack {pack} was put aside into quarantine/\n"));
+    }
+    for pack in &repaired.busy {
+        text.push_str(&format!("pack {pack} is in use by an ingest: repair again later\n"));
+    }
+    if !repaired.quarantined.is_empty() {
+        text.push_str(&format!(
+            "{} objects of them are kept, {} frames are lost\n",
+            repaired.salvaged_objects, repaired.lost_frames
+        ));
+    }
+    text
+}
+
+fn checked_text(found: &Checked) -> String {
+    let mut text = found.repaired.as_ref().map_or_else(String::new, repaired_text);
     for problem in &found.problems {
         let hit = match problem.snapshots.as_slice() {
             [] => "no snapshot needs it".to_owned(),

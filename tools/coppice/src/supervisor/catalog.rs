@@ -145,6 +145,15 @@ impl Supervisor {
         Ok(checked(&found, scope, begun.elapsed().as_secs_f64()))
     }
 
+    /// Puts damaged packs aside, and verifies everything again.
+    pub(crate) fn repair(&self, report: &mut dyn FnMut(Progress)) -> Result<Checked> {
+        let begun = Instant::now();
+        let (repaired, left) =
+            self.store.repair(&mut |step| report(bytes_step("repairing", step)))?;
+        let checked = checked(&left, Scope::Full, begun.elapsed().as_secs_f64());
+        Ok(Checked { repaired: Some(repaired), ..checked })
+    }
+
     /// A byte string that was stored with `Session::blob`.
     pub(crate) fn read_blob(&self, image: &ImageRef) -> Result<Vec<u8>> {
         if image.len > BLOB_MAX {
@@ -190,6 +199,7 @@ fn checked(found: &CheckReport, scope: Scope, seconds: f64) -> Checked {
                 snapshots: damage.snapshots.iter().cloned().collect(),
             })
             .collect(),
+        repaired: None,
     }
 }
 

@@ -156,6 +156,7 @@ fn answer(
         Request::Collect { dry_run, dead_percent_min } => {
             supervisor.collect(dry_run, dead_percent_min)?
         }
+        Request::Repair => Reply::Checked(supervisor.repair(report)?),
         Request::Check(scope) => Reply::Checked(supervisor.check(scope, report)?),
         Request::Boot(boot) => Reply::Forked(supervisor.boot(&boot, one(received)?)?),
         Request::Fork(fork) => Reply::Forked(supervisor.fork(&fork, report)?),
