@@ -9,6 +9,7 @@ mod cargo;
 mod checkout;
 mod ci;
 mod guest;
+mod peers;
 mod process;
 mod progress;
 mod python;
@@ -54,6 +55,9 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         arguments: Vec<String>,
     },
+    /// Measures Coppice beside restic, borg, casync and rustic on the same
+    /// files, and prints JSON.
+    BenchPeers(peers::Options),
     /// Makes the guest's kernel and root disk, and prints where they are.
     Guest(GuestOptions),
     /// Checks the rules that no compiler checks: layers, safety comments, links.
@@ -95,6 +99,10 @@ fn run(command: Command) -> Result<ExitCode> {
             story::test(&checkout, long)?;
         }
         Command::Bench { arguments } => return story::bench(&checkout, &arguments),
+        Command::BenchPeers(options) => {
+            setup::run()?;
+            peers::run(&checkout, &options)?;
+        }
         Command::Guest(options) => make_guest(&checkout, &options)?,
         Command::Tidy => tidy::run(&checkout)?,
         Command::Ci => ci::run(&checkout)?,

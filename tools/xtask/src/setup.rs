@@ -41,7 +41,12 @@ const PACKAGES: [&str; 22] = [
 /// Installs the packages that are missing, or says how to.
 pub(crate) fn run() -> Result<()> {
     check_kvm()?;
-    let missing = missing(&installed()?);
+    install(&PACKAGES)
+}
+
+/// Installs those of these packages that are missing, or says how to.
+pub(crate) fn install(packages: &[&'static str]) -> Result<()> {
+    let missing = missing(packages, &installed()?);
     if missing.is_empty() {
         eprintln!("xtask: all packages are installed");
         return Ok(());
@@ -84,8 +89,8 @@ fn parse_installed(listing: &str) -> BTreeSet<String> {
     listing.lines().filter_map(|line| line.strip_suffix(" installed")).map(str::to_owned).collect()
 }
 
-fn missing(installed: &BTreeSet<String>) -> Vec<&'static str> {
-    PACKAGES.into_iter().filter(|package| !installed.contains(*package)).collect()
+fn missing(packages: &[&'static str], installed: &BTreeSet<String>) -> Vec<&'static str> {
+    packages.iter().copied().filter(|package| !installed.contains(*package)).collect()
 }
 
 /// Says before anything long begins that machines cannot run here.
@@ -114,7 +119,7 @@ mod tests {
     #[test]
     fn a_removed_package_is_missing() {
         let listing = "flex installed\nbison config-files\nmake installed\n";
-        let missing = missing(&parse_installed(listing));
+        let missing = missing(&PACKAGES, &parse_installed(listing));
         assert!(missing.contains(&"bison"));
         assert!(!missing.contains(&"flex"));
         assert_eq!(missing.len(), PACKAGES.len() - 2);

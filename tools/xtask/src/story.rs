@@ -55,7 +55,7 @@ pub(crate) fn bench(checkout: &Checkout, arguments: &[String]) -> Result<ExitCod
     Err(error).with_context(|| format!("cannot start {}", binary.display()))
 }
 
-fn build_binary(checkout: &Checkout) -> Result<PathBuf> {
+pub(crate) fn build_binary(checkout: &Checkout) -> Result<PathBuf> {
     Cargo::new(checkout, "build")?
         .args(["--release", "--package", "coppice"])
         .run("building coppice")?;

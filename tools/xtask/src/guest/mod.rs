@@ -41,6 +41,11 @@ pub(crate) fn make(checkout: &Checkout, flavour: Option<Flavour>) -> Result<Gues
     Ok(Guest { kernel, disk, flavour })
 }
 
+/// The archive of the root disk's files, without the agent.
+pub(crate) fn rootfs(checkout: &Checkout) -> Result<PathBuf> {
+    disk::make_rootfs(checkout, &cache::folder()?.join("guest"))
+}
+
 /// Makes the root disk again from nothing and compares it with the cached one.
 pub(crate) fn verify(checkout: &Checkout) -> Result<()> {
     let cache = cache::folder()?.join("guest");
