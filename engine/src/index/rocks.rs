@@ -1,5 +1,7 @@
-//! The index in RocksDB. Flushing its log is not needed: what a power cut
-//! takes away is published again from the packs.
+//! The index in RocksDB. It keeps no write-ahead log: what a crash takes away
+//! is published again from the packs. Families are flushed together, so that no
+//! mark of a pack outlives its entries, and what no pack tells - that a pack was
+//! retired, that an object is bad - is flushed at once.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -8,7 +10,7 @@ use std::sync::{PoisonError, RwLock};
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    IteratorMode, Options, WriteBatch, WriteOptions,
+    FlushOptions, IteratorMode, Options, WriteBatch, WriteOptions,
 };
 
 use super::{Index, PackSummary, Place, places};
@@ -61,7 +63,8 @@ fn options() -> Options {
     options.set_max_open_files(256);
     options.set_keep_log_file_num(2);
     options.set_write_buffer_size(32 << 20);
-    options.set_max_total_wal_size(64 << 20);
+    options.set_atomic_flush(true);
+    options.set_manifest_preallocation_size(64 << 10);
     options
 }
 
@@ -148,6 +151,19 @@ fn family<'d>(db: &'d DB, name: &'static str) -> &'d ColumnFamily {
     db.cf_handle(name).expect("all families are opened together")
 }
 
+fn unlogged(db: &DB, batch: WriteBatch) -> Result<(), StoreError> {
+    let mut options = WriteOptions::default();
+    options.disable_wal(true);
+    db.write_opt(batch, &options).map_err(failed)
+}
+
+/// Makes everything so far durable.
+fn flush(db: &DB) -> Result<(), StoreError> {
+    let families = FAMILIES.map(|name| family(db, name));
+    db.flush_cfs_opt(&families.each_ref().map(|family| &**family), &FlushOptions::default())
+        .map_err(failed)
+}
+
 fn is_damage(error: &rocksdb::Error) -> bool {
     use rocksdb::ErrorKind;
     matches!(error.kind(), ErrorKind::Corruption | ErrorKind::InvalidArgument | ErrorKind::NotFound)
@@ -230,7 +246,7 @@ impl Index for RocksIndex {
             // The mark that the pack is published goes with its entries.
             let summary = encode_summary(&PackSummary::of(pack));
             batch.put_cf(family(db, PACKS), pack.pack.0.to_be_bytes(), summary);
-            db.write(batch).map_err(failed)
+            unlogged(db, batch)
         })
     }
 
@@ -247,9 +263,8 @@ impl Index for RocksIndex {
             }
             batch.delete_cf(family(db, PACKS), pack.0.to_be_bytes());
             // Flushed, so that no mark outlives the file that it stands for.
-            let mut durable = WriteOptions::default();
-            durable.set_sync(true);
-            db.write_opt(batch, &durable).map_err(failed)
+            unlogged(db, batch)?;
+            flush(db)
         })
     }
 
@@ -266,7 +281,10 @@ impl Index for RocksIndex {
 
     fn clear(&self) -> Result<(), StoreError> {
         // Marks go first: entries without a mark are published again.
-        self.writing(|db| [PACKS, ENTRIES, DISTRUSTED].iter().try_for_each(|f| clear(db, f)))
+        self.writing(|db| {
+            [PACKS, ENTRIES, DISTRUSTED].iter().try_for_each(|family| clear(db, family))?;
+            flush(db)
+        })
     }
 
     fn for_each(
@@ -286,7 +304,8 @@ impl Index for RocksIndex {
         self.writing(|db| {
             let mut batch = WriteBatch::default();
             keys.iter().for_each(|key| batch.put_cf(family(db, DISTRUSTED), key.0, []));
-            db.write(batch).map_err(failed)
+            unlogged(db, batch)?;
+            flush(db)
         })
     }
 
@@ -308,6 +327,6 @@ fn clear(db: &DB, name: &'static str) -> Result<(), StoreError> {
         if batch.is_empty() {
             return Ok(());
         }
-        db.write(batch).map_err(failed)?;
+        unlogged(db, batch)?;
     }
 }
