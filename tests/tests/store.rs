@@ -144,6 +144,28 @@ fn mistakes_get_one_clear_line() {
 }
 
 #[test]
+fn the_index_is_built_again_from_the_packs() {
+    let coppice = Coppice::new().unwrap();
+    let line = coppice.refusal(&["rebuild-index"]).unwrap();
+    assert!(line.contains("no store"), "{line}");
+    let disk = coppice.scratch("disk");
+    std::fs::write(&disk, noise(2 << 20, 9)).unwrap();
+    coppice.text(&["import", disk.to_str().unwrap(), "--name", "disk"]).unwrap();
+    let line = coppice.refusal(&["rebuild-index"]).unwrap();
+    assert!(line.contains("serve --stop"), "{line}");
+    coppice.text(&["serve", "--stop"]).unwrap();
+    let done = (0..100).find_map(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        coppice.json(&["rebuild-index"]).ok()
+    });
+    assert_eq!(done.unwrap()["chunks"], (2 << 20) / 4096);
+    assert_eq!(coppice.json(&["check"]).unwrap()["ok"], true);
+    let again = coppice.json(&["import", disk.to_str().unwrap(), "--name", "again"]).unwrap();
+    assert_eq!(again["new_bytes"], 0);
+    coppice.text(&["serve", "--stop"]).unwrap();
+}
+
+#[test]
 fn a_check_reads_as_much_as_it_is_told() {
     let coppice = Coppice::new().unwrap();
     let disk = coppice.scratch("disk");

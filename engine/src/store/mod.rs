@@ -62,6 +62,15 @@ impl Store {
         open::open_folder(dir, settings)
     }
 
+    /// Opens an existing store after throwing its index away, so that it is
+    /// built again from the packs alone.
+    ///
+    /// # Errors
+    /// As [`Store::open`]; also if the folder does not exist.
+    pub fn open_without_index(dir: &Path, settings: &Settings) -> Result<Self, StoreError> {
+        open::open_without_index(dir, settings)
+    }
+
     /// Opens a store on any disk, with the index in memory.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use crate::units::{FORMAT_VERSION, PACKS_DIR, TEMP_DIR, to_usize};
 const FORMAT_PATH: &str = "FORMAT";
 const FORMAT_NEW_PATH: &str = "FORMAT.new";
 const LOCK_PATH: &str = "LOCK";
+const INDEX_DIR: &str = "index";
 const FORMAT_PREFIX: &str = "coppice store format ";
 const FORMAT_FILE_LEN_MAX: u64 = 64;
 
@@ -31,10 +32,28 @@ pub(super) fn open_folder(dir: &Path, settings: &Settings) -> Result<Store, Stor
     prepare(&disk)?;
     let index: Box<dyn Index> = match settings.index {
         #[cfg(feature = "rocksdb")]
-        IndexKind::RocksDb => Box::new(crate::index::RocksIndex::open(&dir.join("index"))?),
+        IndexKind::RocksDb => Box::new(crate::index::RocksIndex::open(&dir.join(INDEX_DIR))?),
         IndexKind::Memory => Box::new(MemIndex::default()),
     };
     finish(Arc::new(disk), index, Some(lock), settings)
+}
+
+/// Throws the index away and opens the store, which builds it from the packs.
+pub(super) fn open_without_index(dir: &Path, settings: &Settings) -> Result<Store, StoreError> {
+    let disk = RealDisk::new(dir);
+    refuse_foreign(&disk, &dir.display().to_string())?;
+    let lock = disk.lock(LOCK_PATH).map_err(StoreError::io("lock", LOCK_PATH))?;
+    let lock = lock.ok_or(StoreError::Locked)?;
+    // Nothing but our own folder, and only if this is a store.
+    prepare(&disk)?;
+    match std::fs::remove_dir_all(dir.join(INDEX_DIR)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(StoreError::io("remove", INDEX_DIR)(error));
+        }
+        _ => {}
+    }
+    drop(lock);
+    open_folder(dir, settings)
 }
 
 pub(super) fn open_disk(disk: Arc<dyn Disk>, settings: &Settings) -> Result<Store, StoreError> {

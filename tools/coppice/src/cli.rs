@@ -72,6 +72,8 @@ pub(crate) enum Command {
     },
     /// Read and verify every byte of the store, or some
     Check(Check),
+    /// Throw the index away and build it again from the packs
+    RebuildIndex,
     /// Free what no snapshot and no machine needs, beside everything else
     Gc(Gc),
     /// Start a machine: boot a kernel, or continue from a snapshot

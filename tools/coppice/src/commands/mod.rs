@@ -5,6 +5,7 @@ mod copy;
 pub(crate) mod exec;
 mod lineage;
 mod machines;
+mod rebuild;
 mod store;
 
 use std::os::fd::AsFd;
@@ -33,6 +34,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     let out = Output { json: cli.json };
     if let Command::Serve(options) = &cli.command {
         return serve(folder, options);
+    }
+    if matches!(cli.command, Command::RebuildIndex) {
+        return rebuild::rebuild_index(&folder, out);
     }
     if let Command::Demo(options) = &cli.command {
         return crate::demo::run(options, cli.store, out);
@@ -66,7 +70,11 @@ fn dispatch(client: &Client, command: Command, out: Output) -> Result<ExitCode> 
         Command::Rm { machines, force } => machines::rm(client, machines, force, out),
         Command::DumpMemory { machine, file } => store::dump_memory(client, machine, &file, out),
         Command::Pools => machines::pools(client, out),
-        Command::Serve(_) | Command::Demo(_) | Command::InternalVmm | Command::InternalPager => {
+        Command::Serve(_)
+        | Command::Demo(_)
+        | Command::RebuildIndex
+        | Command::InternalVmm
+        | Command::InternalPager => {
             anyhow::bail!("handled before")
         }
     }?;
