@@ -19,6 +19,9 @@ mod chunk;
 mod depot;
 mod env;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gc;
 mod id;
 mod index;

@@ -238,7 +238,7 @@ fn decode_entry(bytes: &[u8], sequence: Option<u64>) -> Result<(LoggedEvent, usi
 }
 
 /// An entry of any sequence number, for tests of the decoder.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn decode_any(bytes: &[u8]) -> Result<LoggedEvent, FormatError> {
     decode_entry(bytes, None).map(|(logged, _)| logged)
 }

@@ -15,9 +15,11 @@ use std::sync::Mutex;
 pub use record::{Role, SnapshotRecord};
 pub use state::Entry;
 
+#[cfg(test)]
+pub(crate) use event::tests::sample as sample_event;
 pub(crate) use event::{Event, EventKind};
 use log::RootLog;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use log::decode_any as decode_log_entry;
 use state::State;
 

@@ -8,7 +8,7 @@ mod commit;
 mod compute;
 mod frames;
 mod import;
-mod qcow2;
+pub(crate) mod qcow2;
 mod session;
 mod sink;
 mod writer;
@@ -16,6 +16,8 @@ mod writer;
 pub use commit::{CommitOptions, Committed};
 pub use compute::tree_root_of;
 pub use import::{DiskFormat, ImportKind, ImportOptions, ImportReport};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use qcow2::read_all as read_qcow2;
 pub use session::Session;
 pub use writer::ImageWriter;
 

@@ -86,6 +86,10 @@ pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
 
 /// The first 16 bytes of the BLAKE3 of all parts, in a context of its own.
 pub(crate) fn checksum(context: &'static str, parts: &[&[u8]]) -> [u8; 16] {
+    // A fuzzer cannot guess it, and would see nothing behind it.
+    if cfg!(fuzzing) {
+        return [0; 16];
+    }
     let mut hasher = blake3::Hasher::new_derive_key(context);
     for part in parts {
         hasher.update(part);

@@ -8,6 +8,7 @@ mod cache;
 mod cargo;
 mod checkout;
 mod ci;
+mod fuzz;
 mod guest;
 mod peers;
 mod process;
@@ -46,6 +47,12 @@ enum Command {
     /// Runs all tests, those that need a machine too.
     Test {
         /// Also the tests that take long.
+        #[arg(long)]
+        long: bool,
+    },
+    /// Fuzzes every decoder for a bounded time.
+    Fuzz {
+        /// Two minutes for each instead of two seconds.
         #[arg(long)]
         long: bool,
     },
@@ -98,6 +105,7 @@ fn run(command: Command) -> Result<ExitCode> {
             setup::run()?;
             story::test(&checkout, long)?;
         }
+        Command::Fuzz { long } => fuzz::run(&checkout, long)?,
         Command::Bench { arguments } => return story::bench(&checkout, &arguments),
         Command::BenchPeers(options) => {
             setup::run()?;

@@ -41,7 +41,8 @@ pub(crate) fn test(checkout: &Checkout, long: bool) -> Result<()> {
         // Ignored tests are tools, not tests: this asks the others for more.
         cargo = cargo.env("COPPICE_LONG", "1");
     }
-    cargo.run("running the tests")
+    cargo.run("running the tests")?;
+    crate::fuzz::run(checkout, long)
 }
 
 /// Builds the bench and becomes it.

@@ -13,7 +13,7 @@
 mod cluster;
 mod header;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -107,6 +107,23 @@ impl<'f> Qcow2<'f> {
         }
         Ok(())
     }
+}
+
+/// Reads every cluster and keeps none, for tests with hostile files.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read_all(file: &File) -> Result<(), StoreError> {
+    let disk = Qcow2::open(file)?;
+    let mut clusters = Clusters::new(file, disk.file_len, &disk.header);
+    let l1 = read(file, disk.header.l1_offset, to_usize(disk.header.l1_entries) * 8)?;
+    let mut out = vec![0; to_usize(disk.header.cluster_len())];
+    for entry in entries(&l1) {
+        let table = clusters.table(entry)?.unwrap_or_default();
+        for entry in entries(&table) {
+            out.fill(0);
+            clusters.read(entry, &mut out)?;
+        }
+    }
+    Ok(())
 }
 
 /// The entries of a table.

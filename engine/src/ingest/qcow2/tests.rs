@@ -16,7 +16,7 @@ const CLUSTER: usize = 512;
 
 /// A small sound image of version 3: header, one upper table, one lower, two
 /// clusters of data.
-fn sound() -> Vec<u8> {
+pub(crate) fn sound() -> Vec<u8> {
     let mut bytes = vec![0; 5 * CLUSTER];
     let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
     put(0, &super::MAGIC);

@@ -27,6 +27,7 @@ const PACKAGES: [Package; 2] = [
             &[&["lease"]],
             &[&["ingest"], &["read"], &["account"]],
             &[&["check"], &["gc"]],
+            &[&["fuzzing"]],
             &[&["store"]],
         ],
         aside: &[],

@@ -21,7 +21,10 @@ pub(super) fn check(path: &Path, text: &str) -> Vec<Finding> {
     if has("[workspace.package]") {
         want(LICENCE);
     }
-    if has("[package]") {
+    if has("[package]") && has("[workspace]") {
+        // A workspace of its own takes nothing from ours but the licence.
+        want(LICENCE);
+    } else if has("[package]") {
         WANTED.into_iter().for_each(&mut want);
         want("[lints]");
         want("workspace = true");
@@ -53,6 +56,13 @@ fn versions(path: &Path, text: &str) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_workspace_of_its_own_needs_the_licence() {
+        let text = format!("[workspace]\n[package]\n{LICENCE}\n[dependencies]\nx = \"1\"\n");
+        assert!(check(Path::new("fuzz/Cargo.toml"), &text).is_empty());
+        assert_eq!(check(Path::new("fuzz/Cargo.toml"), "[workspace]\n[package]\n").len(), 1);
+    }
 
     const GOOD: &str = "[package]\nedition.workspace = true\nlicense.workspace = true\n\
         publish.workspace = true\n[lints]\nworkspace = true\n\

@@ -1,0 +1,108 @@
+//! Every decoder of bytes from outside under one roof, for fuzzers and for
+//! tests with bytes that nobody wrote. Not part of the engine's interface.
+
+use std::fs::File;
+use std::io::Write;
+
+use crate::catalog::{Event, SnapshotRecord};
+use crate::pack::directory::{FOOTER_LEN, Footer};
+use crate::pack::frame::{self, FrameHeader, FrameKind};
+use crate::pack::object;
+use crate::read::PageMap;
+use crate::tree::patch::Patch;
+use crate::tree::{Node, RootRecord};
+
+/// A decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decoder {
+    /// Header and stored bytes of a frame.
+    Frame,
+    /// The objects in the plaintext of a frame.
+    Objects,
+    /// Tables and footer of a pack.
+    PackTables,
+    /// A tree node.
+    Node,
+    /// A tree node as a difference.
+    Patch,
+    /// The root of an image.
+    Root,
+    /// A snapshot record.
+    Snapshot,
+    /// A catalog event.
+    Event,
+    /// An entry of the root log.
+    RootLogEntry,
+    /// A page map, as the page server gets it.
+    PageMap,
+    /// A qcow2 disk.
+    Qcow2,
+}
+
+impl Decoder {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Frame,
+        Self::Objects,
+        Self::PackTables,
+        Self::Node,
+        Self::Patch,
+        Self::Root,
+        Self::Snapshot,
+        Self::Event,
+        Self::RootLogEntry,
+        Self::PageMap,
+        Self::Qcow2,
+    ];
+
+    /// Decodes. What comes of it does not matter, as long as it is no panic,
+    /// takes no more memory than the bytes could fill, and what is canonical
+    /// encodes to the same bytes.
+    pub fn decode(self, bytes: &[u8]) {
+        match self {
+            Self::Frame => {
+                let _ = FrameHeader::parse(bytes);
+                drop(frame::decode(bytes));
+            }
+            Self::Objects => {
+                let kind = FrameKind::Objects;
+                let count = bytes.first().copied().map_or(0, u32::from);
+                let plain = bytes.get(1..).unwrap_or_default().to_vec();
+                drop(object::list(&frame::Frame { kind, count, plain }));
+            }
+            Self::PackTables => pack_tables(bytes),
+            Self::Node => same(Node::decode(bytes).ok().map(|node| node.encode()), bytes),
+            Self::Patch => drop(Patch::decode(bytes)),
+            Self::Root => same(RootRecord::decode(bytes).ok().map(|root| root.encode()), bytes),
+            Self::Snapshot => same(SnapshotRecord::decode(bytes).ok().map(|it| it.encode()), bytes),
+            Self::Event => drop(Event::decode(bytes)),
+            Self::RootLogEntry => drop(crate::catalog::decode_log_entry(bytes)),
+            Self::PageMap => drop(PageMap::from_bytes(bytes)),
+            Self::Qcow2 => qcow2(bytes),
+        }
+    }
+}
+
+fn same(encoded: Option<Vec<u8>>, bytes: &[u8]) {
+    if let Some(encoded) = encoded {
+        assert_eq!(encoded, bytes, "what decodes is canonical");
+    }
+}
+
+fn pack_tables(bytes: &[u8]) {
+    if let Some(last) = bytes.last_chunk::<FOOTER_LEN>()
+        && let Ok(footer) = Footer::parse(last)
+    {
+        drop(footer.parse_tables(&bytes[..bytes.len() - FOOTER_LEN]));
+    }
+}
+
+/// Through a file in memory, as the reader wants one.
+fn qcow2(bytes: &[u8]) {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::memfd_create("qcow2", flags) else { return };
+    let mut file = File::from(file);
+    if file.write_all(bytes).is_ok() {
+        drop(crate::ingest::read_qcow2(&file));
+    }
+}
