@@ -27,6 +27,9 @@ macro_rules! hash_type {
         pub struct $name([u8; 32]);
 
         impl $name {
+            /// What separates this kind of hash from all others.
+            pub(crate) const CONTEXT: &'static str = $context;
+
             /// Takes bytes that are already a hash of this kind.
             #[must_use]
             pub const fn from_bytes(bytes: [u8; 32]) -> Self {
@@ -43,7 +46,7 @@ macro_rules! hash_type {
             #[must_use]
             pub fn of(bytes: &[u8]) -> Self {
                 static KEY: LazyLock<ContextKey> =
-                    LazyLock::new(|| hash_derive_key_context($context));
+                    LazyLock::new(|| hash_derive_key_context($name::CONTEXT));
                 let mut hasher = blake3::Hasher::new_from_context_key(&KEY);
                 hasher.update(bytes);
                 Self(*hasher.finalize().as_bytes())

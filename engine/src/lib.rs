@@ -38,7 +38,7 @@ mod units;
 pub use account::{Accounts, Bill, Frees, StoreBill};
 pub use catalog::{Entry, Role, SnapshotRecord};
 pub use check::{CheckReport, CheckScope, Damage, RepairReport};
-pub use chunk::Page;
+pub use chunk::{Page, chunk_ids};
 pub use env::Clock;
 pub use error::{ErrorKind, FormatError, Qcow2Error, ReadCause, ReadError, StoreError};
 pub use gc::{GcAction, GcFragmented, GcOptions, GcPack, GcPlan, GcReport};

@@ -1,9 +1,14 @@
 //! Chunks: pages of plaintext, hashed on all cores.
 
+mod lanes;
+
 use rayon::prelude::*;
 
 use crate::id::ChunkId;
 use crate::units::{PAGE_LEN, ZERO_PAGE};
+
+/// Pages that one core hashes before it asks for more: some lanes full.
+const GROUP_PAGES: usize = 4 * lanes::LANES;
 
 /// A page, which is one chunk of a fixed-length image.
 pub type Page = [u8; PAGE_LEN];
@@ -21,14 +26,32 @@ pub(crate) fn split<'a>(bytes: &'a [u8], tail: &'a mut Page) -> Vec<&'a Page> {
     all
 }
 
-/// The ids of pages; a page of zeros has none.
+/// The ids of pages, on all cores; a page of zeros has none.
 pub(crate) fn identify(pages: &[&Page]) -> Vec<Option<ChunkId>> {
-    pages.par_iter().with_min_len(16).map(|page| identify_one(page)).collect()
+    pages.par_chunks(GROUP_PAGES).flat_map_iter(identify_here).collect()
 }
 
-/// The id of a page; a page of zeros has none.
-pub(crate) fn identify_one(page: &Page) -> Option<ChunkId> {
-    (*page != ZERO_PAGE).then(|| ChunkId::of(page))
+/// The ids of pages, on this thread; a page of zeros has none.
+pub(crate) fn identify_here(pages: &[&Page]) -> Vec<Option<ChunkId>> {
+    let hard: Vec<&Page> = pages.iter().filter(|page| !is_zero(page)).copied().collect();
+    let mut ids = chunk_ids(&hard).into_iter();
+    if hard.len() == pages.len() {
+        return ids.map(Some).collect();
+    }
+    pages.iter().map(|page| if is_zero(page) { None } else { ids.next() }).collect()
+}
+
+/// The ids of pages, zeros or not, on this thread: [`ChunkId::of`] for many
+/// at once, several times as fast.
+#[must_use]
+pub fn chunk_ids(pages: &[&Page]) -> Vec<ChunkId> {
+    lanes::hash_all(pages)
+}
+
+/// Whether a page is all zeros. Most pages that are not differ in the first
+/// bytes, so this mostly costs what it costs to look at zeros.
+pub(crate) fn is_zero(page: &Page) -> bool {
+    *page == ZERO_PAGE
 }
 
 #[cfg(test)]
@@ -51,5 +74,15 @@ mod tests {
         assert_eq!(identify(&[&page]), vec![None]);
         page[PAGE_LEN - 1] = 1;
         assert_eq!(identify(&[&page]), vec![Some(ChunkId::of(&page))]);
+    }
+
+    #[test]
+    fn ids_stay_with_their_pages() {
+        let pages: Vec<Page> = (0..200_u8).map(|n| [n % 5; PAGE_LEN]).collect();
+        let pages: Vec<&Page> = pages.iter().collect();
+        let expected: Vec<_> =
+            pages.iter().map(|page| (page[0] != 0).then(|| ChunkId::of(*page))).collect();
+        assert_eq!(identify(&pages), expected);
+        assert_eq!(identify_here(&pages), expected);
     }
 }

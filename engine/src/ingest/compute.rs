@@ -12,24 +12,31 @@ use crate::tree::{
 };
 use crate::units::{PAGE_LEN, pages_of, to_u64};
 
+/// Bytes read before they are hashed on all cores.
+const BUFFER_LEN: usize = 1 << 20;
+
 /// Reads to the end and says which image it was.
 ///
 /// # Errors
 /// If reading fails or the input is longer than an image may be.
 pub fn tree_root_of(mut input: impl Read) -> Result<ImageRef, StoreError> {
     let mut tree = TreeBuilder::unbounded();
+    let mut buffer = vec![0; BUFFER_LEN];
     let mut len = 0;
     loop {
-        let mut page = [0; PAGE_LEN];
-        let count = read_page(&mut input, &mut page).map_err(StoreError::transfer("read input"))?;
-        if let Some(id) = chunk::identify_one(&page) {
-            tree.set(len / to_u64(PAGE_LEN), Some(id), &mut Nowhere)?;
+        let count = fill(&mut input, &mut buffer).map_err(StoreError::transfer("read input"))?;
+        let mut tail = [0; PAGE_LEN];
+        let pages = chunk::split(&buffer[..count], &mut tail);
+        for (id, page) in chunk::identify(&pages).into_iter().zip(pages_of(len)..) {
+            if id.is_some() {
+                tree.set(page, id, &mut Nowhere)?;
+            }
         }
         len += to_u64(count);
         if len > crate::units::IMAGE_LEN_MAX {
             return Err(StoreError::ImageTooLong(len));
         }
-        if count < PAGE_LEN {
+        if count < BUFFER_LEN {
             break;
         }
     }
@@ -37,11 +44,11 @@ pub fn tree_root_of(mut input: impl Read) -> Result<ImageRef, StoreError> {
     Ok(RootRecord { splitter: Splitter::Fixed4K, len, top }.image())
 }
 
-/// Fills the page unless the input ends.
-fn read_page(input: &mut impl Read, page: &mut [u8]) -> io::Result<usize> {
+/// Fills the buffer unless the input ends.
+fn fill(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
-    while filled < page.len() {
-        match input.read(&mut page[filled..]) {
+    while filled < buffer.len() {
+        match input.read(&mut buffer[filled..]) {
             Ok(0) => break,
             Ok(count) => filled += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

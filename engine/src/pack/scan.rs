@@ -4,6 +4,7 @@
 use super::directory::{Directory, FOOTER_LEN, Footer, FrameSpan, PACK_HEADER_LEN, pack_header};
 use super::frame::{self, Frame, FrameHeader, FrameKind, HEADER_LEN};
 use super::object::{self, Object, ObjectKind};
+use crate::chunk::{Page, chunk_ids};
 use crate::error::{FormatError, StoreError};
 use crate::id::{ChunkId, EventId, ObjectKey, PackId, Root, SnapshotId};
 use crate::io::DiskFile;
@@ -131,7 +132,8 @@ pub(crate) fn keys_of(frame: &Frame) -> Result<Vec<ObjectKey>, FormatError> {
     match frame.kind {
         FrameKind::Pages => {
             let (pages, _) = frame.plain.as_chunks::<PAGE_LEN>();
-            Ok(pages.iter().map(|page| ChunkId::of(page).key()).collect())
+            let pages: Vec<&Page> = pages.iter().collect();
+            Ok(chunk_ids(&pages).iter().map(ChunkId::key).collect())
         }
         FrameKind::Objects | FrameKind::Catalog => {
             object::list(frame)?.iter().map(key_of).collect()

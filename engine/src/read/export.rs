@@ -6,11 +6,11 @@ use std::os::unix::fs::FileExt;
 use rayon::prelude::*;
 
 use super::map::Location;
-use super::page_reader::verified;
+use super::page_reader::verified_all;
 use super::window::Window;
 use crate::chunk::Page;
 use crate::depot::Depot;
-use crate::error::{ReadError, StoreError};
+use crate::error::{ReadCause, ReadError, StoreError};
 use crate::tree::RootRecord;
 use crate::units::{PAGE_LEN, page_offset, pages_of, to_u64, to_usize};
 
@@ -64,12 +64,12 @@ fn read_run(
     let at = first.frame;
     let fail = |chunk| move |cause| ReadError { chunk, pack: at.pack, offset: at.offset, cause };
     let frame = window.frame(depot, &at).map_err(fail(first.chunk))?;
-    let page = |(page, location): &(u64, Location)| {
-        let bytes =
-            verified(&frame, location.slot, &location.chunk).map_err(fail(location.chunk))?;
-        Ok((*page, *bytes))
+    let wanted: Vec<_> = run.iter().map(|(_, at)| (at.slot, at.chunk)).collect();
+    let found = verified_all(&frame, &wanted);
+    let page = |((page, location), found): (&(u64, Location), Result<&Page, ReadCause>)| {
+        Ok((*page, *found.map_err(fail(location.chunk))?))
     };
-    run.iter().map(page).collect()
+    run.iter().zip(found).map(page).collect()
 }
 
 /// Writes pages, neighbours with one call.

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::map::{FrameRef, PageMap};
-use crate::chunk::Page;
+use crate::chunk::{Page, chunk_ids};
 use crate::error::{FormatError, ReadCause, ReadError};
 use crate::id::{ChunkId, PackId};
 use crate::io::read_exact_at;
@@ -76,8 +76,10 @@ impl PageReader {
         sink(page, verified(&frame, row.slot, &row.chunk).map_err(fail)?);
         let mut pages = 1;
         let companions = map.companions(number, COMPANIONS_MAX);
-        for other in companions.filter(|other| u64::from(other.page) != page) {
-            if let Ok(bytes) = verified(&frame, other.slot, &other.chunk) {
+        let others: Vec<_> = companions.filter(|other| u64::from(other.page) != page).collect();
+        let wanted: Vec<_> = others.iter().map(|other| (other.slot, other.chunk)).collect();
+        for (other, found) in others.iter().zip(verified_all(&frame, &wanted)) {
+            if let Ok(bytes) = found {
                 sink(u64::from(other.page), bytes);
                 pages += 1;
             }
@@ -114,11 +116,28 @@ pub(crate) fn verified<'f>(
     slot: u32,
     chunk: &ChunkId,
 ) -> Result<&'f Page, ReadCause> {
-    let page = frame.page(slot).ok_or(FormatError::TooLong {
-        what: "slot",
-        value: u64::from(slot),
-        limit: to_u64(frame.plain.len()),
-    })?;
+    let page = page_in(frame, slot)?;
     let found = ChunkId::of(page);
     if found == *chunk { Ok(page) } else { Err(ReadCause::Mismatch { found }) }
+}
+
+/// As [`verified`] for many slots of a frame, whose pages are hashed together.
+pub(crate) fn verified_all<'f>(
+    frame: &'f Frame,
+    wanted: &[(u32, ChunkId)],
+) -> Vec<Result<&'f Page, ReadCause>> {
+    let found: Vec<_> = wanted.iter().map(|(slot, _)| page_in(frame, *slot)).collect();
+    let there: Vec<&Page> = found.iter().filter_map(|page| page.as_ref().ok()).copied().collect();
+    let mut ids = chunk_ids(&there).into_iter();
+    let verify = |(page, (_, chunk)): (Result<&'f Page, ReadCause>, &(u32, ChunkId))| {
+        let page = page?;
+        let found = ids.next().expect("each page has an id");
+        if found == *chunk { Ok(page) } else { Err(ReadCause::Mismatch { found }) }
+    };
+    found.into_iter().zip(wanted).map(verify).collect()
+}
+
+fn page_in(frame: &Frame, slot: u32) -> Result<&Page, ReadCause> {
+    let (value, limit) = (u64::from(slot), to_u64(frame.plain.len()));
+    frame.page(slot).ok_or_else(|| FormatError::TooLong { what: "slot", value, limit }.into())
 }
