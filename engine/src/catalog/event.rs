@@ -65,6 +65,19 @@ impl EventKind {
 }
 
 impl Event {
+    /// A drop of a snapshot that cannot exist: it changes nothing, and its
+    /// entry in the root log carries the highest pack id.
+    pub(crate) fn nothing(time_unix_ms: u64) -> Self {
+        Self {
+            kind: EventKind::Drop,
+            time_unix_ms,
+            snapshot: SnapshotId::from_bytes([0; 32]),
+            name: None,
+            new_bytes: 0,
+            labels: BTreeMap::new(),
+        }
+    }
+
     /// Refuses what cannot be encoded.
     pub(crate) fn check(&self) -> Result<(), FormatError> {
         bound("labels", self.labels.len() as u64, LABELS_MAX as u64)?;

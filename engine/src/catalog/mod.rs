@@ -41,6 +41,8 @@ struct Inner {
     state: State,
     /// Names that commits under way are about to take.
     reserved: HashSet<Name>,
+    /// The highest pack id that the log carries.
+    logged: PackId,
 }
 
 /// Keeps a name from being taken by others until it is dropped.
@@ -74,20 +76,40 @@ impl Catalog {
     /// Reads the root log, or writes it again if it is lost.
     pub(crate) fn open(depot: &Depot) -> Result<Self, StoreError> {
         let mut state = State::default();
+        let mut highest = PackId(0);
         let mut replay = |logged: LoggedEvent| {
+            highest = highest.max(logged.pack);
             depot.reserve_ids_through(logged.pack);
             state.apply(&logged);
         };
         let log = match RootLog::open(depot.disk(), &mut replay)? {
             Some(log) => log,
             None => {
+                depot.skip_lost_ids();
                 let events = restore::events_in_packs(depot)?;
                 let log = RootLog::create(depot.disk(), &events)?;
                 events.into_iter().for_each(replay);
                 log
             }
         };
-        Ok(Self { inner: Mutex::new(Inner { log, state, reserved: HashSet::new() }) })
+        let inner = Inner { log, state, reserved: HashSet::new(), logged: highest };
+        Ok(Self { inner: Mutex::new(inner) })
+    }
+
+    /// The highest pack id that the log carries.
+    pub(crate) fn carried_id(&self) -> PackId {
+        lock(&self.inner).logged
+    }
+
+    /// Makes the log carry all pack ids given out so far, so that none is
+    /// given out again when its pack is gone.
+    pub(crate) fn carry_ids(&self, depot: &Depot, time_unix_ms: u64) -> Result<(), StoreError> {
+        let pack = depot.highest_pack();
+        if pack <= lock(&self.inner).logged {
+            return Ok(());
+        }
+        let event = Event::nothing(time_unix_ms);
+        self.append(depot, &LoggedEvent { event, record: None, pack, stored_bytes: 0 })
     }
 
     /// Takes a free name for a commit that is under way.
@@ -113,6 +135,7 @@ impl Catalog {
             return Err(failure.error);
         }
         inner.state.apply(logged);
+        inner.logged = inner.logged.max(logged.pack);
         Ok(())
     }
 

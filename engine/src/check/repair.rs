@@ -13,6 +13,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::CheckReport;
+use crate::catalog::Catalog;
 use crate::depot::{Depot, Disposal};
 use crate::error::StoreError;
 use crate::id::PackId;
@@ -34,7 +35,12 @@ pub struct RepairReport {
 }
 
 /// Puts the packs aside in which a check found damage.
-pub(crate) fn repair(depot: &Arc<Depot>, found: &CheckReport) -> Result<RepairReport, StoreError> {
+pub(crate) fn repair(
+    depot: &Arc<Depot>,
+    catalog: &Catalog,
+    now_unix_ms: u64,
+    found: &CheckReport,
+) -> Result<RepairReport, StoreError> {
     depot.check_fence()?;
     let known: BTreeSet<PackId> = depot.packs().into_iter().map(|(pack, _)| pack).collect();
     let damaged: BTreeSet<PackId> = found
@@ -46,10 +52,12 @@ pub(crate) fn repair(depot: &Arc<Depot>, found: &CheckReport) -> Result<RepairRe
     let (condemned, _, ()) = depot.pins().condemn(&damaged, || ());
     let mut report = RepairReport::default();
     report.busy.extend(damaged.difference(&condemned));
-    let outcome = condemned.iter().try_for_each(|pack| put_aside(depot, *pack, &mut report));
+    let outcome = catalog
+        .carry_ids(depot, now_unix_ms)
+        .and_then(|()| condemned.iter().try_for_each(|pack| put_aside(depot, *pack, &mut report)));
     let left: BTreeSet<PackId> =
         condemned.into_iter().filter(|pack| !report.quarantined.contains(pack)).collect();
-    depot.pins().pardon(&left);
+    depot.pardon(&left);
     outcome.map(|()| report)
 }
 

@@ -12,7 +12,7 @@ mod recover;
 mod retire;
 mod whole;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -31,6 +31,8 @@ use crate::io::{Access, Disk, DiskFile};
 use crate::pack::{Directory, DurablePack, Frame, FrameSpan, PackWriter, scan};
 use crate::units::TEMP_DIR;
 
+/// Pack ids skipped when the root log is lost; there are 2^40.
+const LOST_IDS: u64 = 1 << 20;
 /// Open pack files kept at once.
 const FILES_MAX: usize = 256;
 /// Bytes of directories kept in memory.
@@ -56,6 +58,7 @@ pub(crate) struct Depot {
     publishing: Mutex<()>,
     /// Held by whoever needs the packs to stay the same ones.
     upkeep: Mutex<()>,
+    publications: AtomicU64,
     retirements: AtomicU64,
     next_pack: AtomicU64,
     next_temp: AtomicU64,
@@ -128,6 +131,7 @@ impl Depot {
         let _publishing = lock(&self.publishing);
         self.index.publish(pack)?;
         lock(&self.packs).insert(pack.pack, PackSummary::of(pack));
+        self.publications.fetch_add(1, Ordering::AcqRel);
         let mut distrusted = lock(&self.distrusted);
         if !distrusted.is_empty() {
             pack.directory.keys.iter().for_each(|key| {
@@ -142,9 +146,32 @@ impl Depot {
         self.next_pack.fetch_max(pack.0 + 1, Ordering::Relaxed);
     }
 
+    /// Skips ids that packs may have had of which nothing is known any more,
+    /// because they were collected and the root log is lost.
+    pub(crate) fn skip_lost_ids(&self) {
+        let highest = self.highest_pack();
+        if highest.0 > 0 {
+            self.reserve_ids_through(PackId(highest.0 + LOST_IDS));
+        }
+    }
+
     /// The highest pack id given out so far.
     pub(crate) fn highest_pack(&self) -> PackId {
         PackId(self.next_pack.load(Ordering::Relaxed).saturating_sub(1))
+    }
+
+    /// Counts published packs. An id is given out before its pack is
+    /// published, so the highest one does not tell.
+    pub(crate) fn publications(&self) -> u64 {
+        self.publications.load(Ordering::Acquire)
+    }
+
+    /// Takes packs back into use that are still there.
+    pub(crate) fn pardon(&self, packs: &BTreeSet<PackId>) {
+        let there = lock(&self.packs);
+        let left = packs.iter().filter(|pack| there.contains_key(pack)).copied().collect();
+        drop(there);
+        self.pins.pardon(&left);
     }
 
     /// All published packs.
@@ -230,7 +257,9 @@ impl Depot {
     /// Stops using the stored bytes of these objects for deduplication, so
     /// that ingesting the same bytes again heals them.
     pub(crate) fn distrust(&self, keys: &[ObjectKey]) -> Result<(), StoreError> {
+        let publishing = lock(&self.publishing);
         self.index.distrust(keys)?;
+        drop(publishing);
         lock(&self.distrusted).extend(keys);
         Ok(())
     }

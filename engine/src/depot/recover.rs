@@ -34,6 +34,7 @@ impl Depot {
             pins: Pins::default(),
             publishing: Mutex::default(),
             upkeep: Mutex::default(),
+            publications: AtomicU64::new(0),
             retirements: AtomicU64::new(0),
             next_pack: AtomicU64::new(1),
             next_temp: AtomicU64::new(1),

@@ -111,7 +111,7 @@ pub(crate) fn collect(
     depot.check_fence()?;
     let mut report = GcReport::default();
     gather(depot, catalog, settings, options, &mut report)?;
-    let newest = depot.highest_pack();
+    let published = depot.publications();
     let (_, leased, entries) = depot.pins().condemn(&BTreeSet::new(), || catalog.entries());
     let roots = Roots::of(&entries, leased);
     let mut needed = mark(depot, &roots)?;
@@ -123,10 +123,11 @@ pub(crate) fn collect(
     let mut run = Run { depot, settings, report, condemned };
     run.report.busy_packs = crate::units::to_u64(busy);
     let roots_now = Roots::of(&entries, leased);
-    if depot.highest_pack() != newest || roots_now != roots {
+    if depot.publications() != published || roots_now != roots {
         needed = mark(depot, &roots_now)?;
     }
     let gathered = run.report.rewritten_bytes;
+    run.carry_ids(catalog)?;
     run.work(&needed)?;
     run.report.freed_bytes = run.report.freed_bytes.saturating_sub(gathered);
     Ok(std::mem::take(&mut run.report))
@@ -168,11 +169,29 @@ struct Run<'d> {
 
 impl Drop for Run<'_> {
     fn drop(&mut self) {
-        self.depot.pins().pardon(&self.condemned);
+        self.depot.pardon(&self.condemned);
     }
 }
 
 impl Run<'_> {
+    /// Sees to it that no id of a pack that goes is ever given out again. If
+    /// the disk is too full even for that, the packs in question stay.
+    fn carry_ids(&mut self, catalog: &Catalog) -> Result<(), StoreError> {
+        let carried = catalog.carried_id();
+        if self.condemned.last().is_none_or(|pack| *pack <= carried) {
+            return Ok(());
+        }
+        match catalog.carry_ids(self.depot, self.settings.clock.now_unix_ms()) {
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                self.report.incomplete = Some(error.to_string());
+                let stay = self.condemned.split_off(&PackId(carried.0 + 1));
+                self.depot.pardon(&stay);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
     fn work(&mut self, needed: &Places) -> Result<(), StoreError> {
         let (mut dead, mut partly) = (Vec::new(), Vec::new());
         for pack in &self.condemned {

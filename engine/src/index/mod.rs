@@ -88,7 +88,8 @@ pub(crate) trait Index: Send + Sync + Debug {
         visit: &mut dyn FnMut(ObjectKey, Place) -> Result<(), StoreError>,
     ) -> Result<(), StoreError>;
 
-    /// Remembers that the stored bytes of these objects are bad.
+    /// Remembers that the stored bytes of these objects are bad. Not while a
+    /// pack is published or retired.
     fn distrust(&self, keys: &[ObjectKey]) -> Result<(), StoreError>;
 
     /// All objects that are not trusted.

@@ -2,11 +2,16 @@
 //! is published again from the packs. Families are flushed together, so that no
 //! mark of a pack outlives its entries, and what no pack tells - that a pack was
 //! retired, that an object is bad - is flushed at once.
+//!
+//! A flush may fail, because the disk is full. RocksDB then has to be opened
+//! again, and what was not flushed is gone from it although the process goes
+//! on. So packs are remembered until they are flushed, and published again
+//! before anyone looks something up.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
@@ -14,6 +19,7 @@ use rocksdb::{
 };
 
 use super::{Index, PackSummary, Place, places};
+use crate::env::lock;
 use crate::error::StoreError;
 use crate::id::{ObjectKey, PackId};
 use crate::pack::DurablePack;
@@ -29,6 +35,8 @@ const DISTRUSTED: &str = "distrusted";
 const FAMILIES: [&str; 3] = [ENTRIES, PACKS, DISTRUSTED];
 const CACHE_LEN: usize = 32 << 20;
 const BATCH_ENTRIES: usize = 1 << 16;
+/// Entries of packs that are remembered until they are flushed, 20 bytes each.
+const UNFLUSHED_MAX: usize = 1 << 20;
 
 /// An index in a folder of its own.
 pub(crate) struct RocksIndex {
@@ -37,6 +45,14 @@ pub(crate) struct RocksIndex {
     db: RwLock<Option<DB>>,
     /// RocksDB takes no writes after one has failed, until it is opened again.
     stuck: AtomicBool,
+    /// What was published since the last flush.
+    unflushed: Mutex<Unflushed>,
+}
+
+#[derive(Default)]
+struct Unflushed {
+    packs: Vec<DurablePack>,
+    entries: usize,
 }
 
 impl std::fmt::Debug for RocksIndex {
@@ -92,7 +108,8 @@ impl RocksIndex {
             opened => opened.map_err(failed)?,
         };
         let dir = dir.to_owned();
-        Ok(Self { dir, db: RwLock::new(Some(db)), stuck: AtomicBool::new(false) })
+        let (stuck, unflushed) = (AtomicBool::new(false), Mutex::default());
+        Ok(Self { dir, db: RwLock::new(Some(db)), stuck, unflushed })
     }
 
     fn reading<T>(&self, work: impl FnOnce(&DB) -> Result<T, StoreError>) -> Result<T, StoreError> {
@@ -107,6 +124,15 @@ impl RocksIndex {
         self.reading(work).inspect_err(|_| self.stuck.store(true, Ordering::Release))
     }
 
+    /// Makes everything so far durable.
+    fn flush(&self, db: &DB) -> Result<(), StoreError> {
+        // Only one pack at a time is published, so none comes in between
+        // that the flush does not see.
+        flush(db)?;
+        lock(&self.unflushed).clear();
+        Ok(())
+    }
+
     /// Opens the database again after a write failed. If that fails too,
     /// because the disk is still full, it can at least be read.
     fn open_again(&self) -> Result<(), StoreError> {
@@ -118,6 +144,8 @@ impl RocksIndex {
         drop(db.take());
         match try_open(&self.dir) {
             Ok(opened) => {
+                let unflushed = lock(&self.unflushed);
+                unflushed.packs.iter().try_for_each(|pack| add(&opened, pack))?;
                 *db = Some(opened);
                 self.stuck.store(false, Ordering::Release);
                 Ok(())
@@ -128,6 +156,33 @@ impl RocksIndex {
             }
         }
     }
+}
+
+impl Unflushed {
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Publishes a pack.
+fn add(db: &DB, pack: &DurablePack) -> Result<(), StoreError> {
+    let mut batch = WriteBatch::default();
+    let younger = places_in_younger(db, pack)?;
+    for (key, place) in places(pack).filter(|(key, _)| !younger.contains(key)) {
+        batch.put_cf(family(db, ENTRIES), key.0, place.to_bits().to_le_bytes());
+    }
+    for key in distrusted(db)?.iter().filter(|key| pack.directory.keys.contains(*key)) {
+        batch.delete_cf(family(db, DISTRUSTED), key.0);
+    }
+    // The mark that the pack is published goes with its entries.
+    let summary = encode_summary(&PackSummary::of(pack));
+    batch.put_cf(family(db, PACKS), pack.pack.0.to_be_bytes(), summary);
+    unlogged(db, batch)
+}
+
+fn distrusted(db: &DB) -> Result<Vec<ObjectKey>, StoreError> {
+    let all = db.iterator_cf(family(db, DISTRUSTED), IteratorMode::Start);
+    all.map(|item| decode_key(&item.map_err(failed)?.0)).collect()
 }
 
 fn closed() -> StoreError {
@@ -233,21 +288,15 @@ impl Index for RocksIndex {
     }
 
     fn publish(&self, pack: &DurablePack) -> Result<(), StoreError> {
-        let distrusted = self.distrusted()?;
-        self.writing(|db| {
-            let mut batch = WriteBatch::default();
-            let younger = places_in_younger(db, pack)?;
-            for (key, place) in places(pack).filter(|(key, _)| !younger.contains(key)) {
-                batch.put_cf(family(db, ENTRIES), key.0, place.to_bits().to_le_bytes());
-            }
-            for key in distrusted.iter().filter(|key| pack.directory.keys.contains(*key)) {
-                batch.delete_cf(family(db, DISTRUSTED), key.0);
-            }
-            // The mark that the pack is published goes with its entries.
-            let summary = encode_summary(&PackSummary::of(pack));
-            batch.put_cf(family(db, PACKS), pack.pack.0.to_be_bytes(), summary);
-            unlogged(db, batch)
-        })
+        self.writing(|db| add(db, pack))?;
+        let mut unflushed = lock(&self.unflushed);
+        unflushed.entries += pack.directory.keys.len();
+        unflushed.packs.push(pack.clone());
+        if unflushed.entries > UNFLUSHED_MAX {
+            drop(unflushed);
+            self.writing(|db| self.flush(db))?;
+        }
+        Ok(())
     }
 
     fn retire(&self, pack: PackId, moves: &[(ObjectKey, Option<Place>)]) -> Result<(), StoreError> {
@@ -264,7 +313,7 @@ impl Index for RocksIndex {
             batch.delete_cf(family(db, PACKS), pack.0.to_be_bytes());
             // Flushed, so that no mark outlives the file that it stands for.
             unlogged(db, batch)?;
-            flush(db)
+            self.flush(db)
         })
     }
 
@@ -283,6 +332,7 @@ impl Index for RocksIndex {
         // Marks go first: entries without a mark are published again.
         self.writing(|db| {
             [PACKS, ENTRIES, DISTRUSTED].iter().try_for_each(|family| clear(db, family))?;
+            lock(&self.unflushed).clear();
             flush(db)
         })
     }
@@ -305,15 +355,12 @@ impl Index for RocksIndex {
             let mut batch = WriteBatch::default();
             keys.iter().for_each(|key| batch.put_cf(family(db, DISTRUSTED), key.0, []));
             unlogged(db, batch)?;
-            flush(db)
+            self.flush(db)
         })
     }
 
     fn distrusted(&self) -> Result<Vec<ObjectKey>, StoreError> {
-        self.reading(|db| {
-            let all = db.iterator_cf(family(db, DISTRUSTED), IteratorMode::Start);
-            all.map(|item| decode_key(&item.map_err(failed)?.0)).collect()
-        })
+        self.reading(distrusted)
     }
 }
 

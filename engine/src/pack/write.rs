@@ -20,7 +20,7 @@ pub(crate) struct PackWriter {
 }
 
 /// A pack that survives a power cut.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct DurablePack {
     pub(crate) pack: PackId,
     pub(crate) directory: Directory,

@@ -266,7 +266,8 @@ impl Store {
     ) -> Result<(RepairReport, CheckReport), StoreError> {
         let _upkeep = self.depot.upkeep();
         let found = check::check(&self.depot, &self.catalog, CheckScope::Full, progress)?;
-        let repaired = check::repair(&self.depot, &found)?;
+        let repaired =
+            check::repair(&self.depot, &self.catalog, self.settings.clock.now_unix_ms(), &found)?;
         let left = check::check(&self.depot, &self.catalog, CheckScope::Full, progress)?;
         Ok((repaired, left))
     }

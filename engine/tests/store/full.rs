@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use coppice_engine::{ErrorKind, PAGE_LEN};
+use coppice_engine::{ErrorKind, GcOptions, PAGE_LEN};
 
 use crate::common::{commit_bytes, named, noise, open, read_all, record_of};
 
@@ -100,4 +100,32 @@ fn fill(ballast: &Path, free_kib: u64) {
         len += 4096;
     }
     file.set_len(u64::saturating_sub(len, free_kib * 1024)).expect("a cut");
+}
+
+#[test]
+fn an_index_that_cannot_be_flushed_forgets_no_pack() {
+    let Some(small) = Small::mount() else {
+        eprintln!("skipped: cannot mount a tmpfs");
+        return;
+    };
+    let dir = small.path().join("store");
+    let store = open(&dir);
+    commit_bytes(&store, &noise(2, 100 * PAGE_LEN), "gone");
+    let kept = noise(1, 100 * PAGE_LEN);
+    let image = commit_bytes(&store, &kept, "kept");
+    store.remove("gone").expect("it is removed");
+    let ballast = small.path().join("ballast");
+    fill(&ballast, 4);
+    // The index must forget a pack durably before its file goes, and cannot.
+    let error = store.gc(GcOptions::default()).expect_err("the disk is full");
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error:?}");
+    assert_eq!(read_all(&store, &image), kept);
+    std::fs::remove_file(&ballast).expect("room again");
+    let more = noise(3, 50 * PAGE_LEN);
+    let next = commit_bytes(&store, &more, "next");
+    assert_eq!(read_all(&store, &image), kept);
+    assert_eq!(read_all(&store, &next), more);
+    assert!(store.check(&mut |_| {}).expect("a check").is_clean());
+    store.gc(GcOptions::default()).expect("a collection");
+    assert_eq!(read_all(&store, &image), kept);
 }

@@ -297,3 +297,50 @@ fn collections_run_beside_ingest_and_reading() {
     assert!(store.check(&mut |_| {}).expect("a check").is_clean());
     assert!(read_all(&store, &kept) == kept_bytes);
 }
+
+/// The ids of the packs that are there.
+fn pack_names(dir: &std::path::Path) -> Vec<String> {
+    let files = std::fs::read_dir(dir.join("packs")).expect("packs");
+    let mut names: Vec<String> = files
+        .map(|file| file.expect("a file").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn no_pack_id_is_used_twice() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut highest = String::new();
+    let mut newer = |dir: &std::path::Path| {
+        let last = pack_names(dir).pop().expect("a pack");
+        assert!(last > highest, "{last} after {highest}");
+        highest = last;
+    };
+    let store = open(dir.path());
+    commit_bytes(&store, &soft_pages(4, 100), "kept");
+    // A session that seals a pack and is never committed: no entry of the
+    // root log carries the id of its pack.
+    let small = Settings { pack_objects_max: 20, ..settings(Settings::default().index) };
+    drop(store);
+    let store = crate::common::open_as(dir.path(), &small).expect("a store");
+    let mut session = store.begin().expect("a session");
+    session.blob(&soft_pages(5, 100)).expect("an image");
+    drop(session);
+    newer(dir.path());
+    store.gc(ALL).expect("a collection");
+    assert_eq!(pack_names(dir.path()).len(), 1, "only what is kept");
+    drop(store);
+    std::fs::remove_dir_all(dir.path().join("index")).expect("the index is lost");
+    let store = crate::common::open_as(dir.path(), &small).expect("a store");
+    commit_bytes(&store, &soft_pages(6, 10), "next");
+    newer(dir.path());
+    store.remove("next").expect("it is removed");
+    store.gc(ALL).expect("a collection");
+    drop(store);
+    // Without the root log nothing is known of collected packs.
+    std::fs::remove_file(dir.path().join("roots.log")).expect("the log is removed");
+    let store = crate::common::open_as(dir.path(), &small).expect("a store");
+    commit_bytes(&store, &soft_pages(7, 10), "last");
+    newer(dir.path());
+}
