@@ -5,6 +5,7 @@ mod devices;
 pub mod fault;
 pub mod host;
 mod memory;
+pub mod pieces;
 pub mod protocol;
 pub mod sys;
 mod vcpu;

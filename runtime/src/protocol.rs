@@ -213,6 +213,36 @@ pub enum PagerRequest {
         /// Its pooled mappings, each with its pool.
         regions: Vec<(PoolId, Region)>,
     },
+    /// Makes an empty layer for pages of a machine, and prepares the machine
+    /// for being frozen: from now on its memory can be protected. Two
+    /// descriptors: the machine's `/proc/self/pagemap` and `/proc/self/mem`.
+    /// Answered by [`PagerReply::Pool`].
+    OpenLayer {
+        /// The name of the new layer, among those of the pools.
+        layer: PoolId,
+        /// The machine.
+        machine: MachineKey,
+        /// Where its memory lies in its process, contiguous.
+        address: u64,
+        /// Length of its memory in bytes.
+        len: u64,
+    },
+    /// Makes what a stopped machine has written belong to a layer: the pages
+    /// are protected and then copied while the machine goes on, each before it
+    /// changes. Answered by [`PagerReply::Frozen`]; when the last page is
+    /// copied, [`PagerEvent::LayerDone`] follows.
+    Freeze {
+        /// An empty layer.
+        layer: PoolId,
+        /// More pages than this are refused, and nothing is changed.
+        pages_max: u64,
+    },
+    /// Which pages a frozen layer has of its machine. Answered by
+    /// [`PagerReply::Runs`].
+    LayerRuns {
+        /// Which.
+        layer: PoolId,
+    },
     /// Stops serving a machine. Answered by [`PagerReply::Machine`].
     Detach {
         /// Which.
@@ -236,8 +266,15 @@ pub enum PagerMessage {
 pub enum PagerReply {
     /// It is so.
     Done,
-    /// A pool is ready. One descriptor: its memfd, read-only.
+    /// A pool or a layer is ready. One descriptor: its memfd, read-only.
     Pool,
+    /// The machine may go on.
+    Frozen {
+        /// How many pages it had written.
+        pages: u64,
+    },
+    /// Pages, as ascending runs that do not touch.
+    Runs(Vec<PageRun>),
     /// The last counters of a machine.
     Machine(MachineFaults),
     /// All counters.
@@ -292,5 +329,12 @@ pub enum PagerEvent {
         page: u64,
         /// Names the chunk, the pack and what is wrong.
         error: String,
+    },
+    /// A layer needs its machine no more.
+    LayerDone {
+        /// Which.
+        layer: PoolId,
+        /// Why pages of it are lost, if they are.
+        error: Option<String>,
     },
 }

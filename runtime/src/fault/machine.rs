@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::capture::Captures;
 use super::pool::Pool;
-use crate::protocol::{MachineFaults, MachineKey, PAGE_SIZE, PoolId, Region};
+use crate::protocol::{Content, MachineFaults, MachineKey, PAGE_SIZE, PageRun, PoolId, Region};
 use crate::sys::userfault::Userfault;
 
 /// A mapping of a pool in a machine's process.
@@ -19,18 +20,23 @@ pub(super) struct Mapped {
 pub(super) struct Machine {
     pub(super) key: MachineKey,
     pub(super) userfault: Userfault,
+    /// In the order of their addresses.
     mapped: Vec<Mapped>,
+    /// What is being captured of it.
+    pub(super) captures: Captures,
     pub(super) faults: AtomicU64,
     pub(super) store_faults: AtomicU64,
     pub(super) pages_installed: AtomicU64,
 }
 
 impl Machine {
-    pub(super) fn new(key: MachineKey, userfault: Userfault, mapped: Vec<Mapped>) -> Self {
+    pub(super) fn new(key: MachineKey, userfault: Userfault, mut mapped: Vec<Mapped>) -> Self {
+        mapped.sort_by_key(|mapped| mapped.region.address);
         Self {
             key,
             userfault,
             mapped,
+            captures: Captures::default(),
             faults: AtomicU64::new(0),
             store_faults: AtomicU64::new(0),
             pages_installed: AtomicU64::new(0),
@@ -39,12 +45,23 @@ impl Machine {
 
     /// The pool and the page that an address shows.
     pub(super) fn find(&self, address: u64) -> Option<(&Arc<Pool>, u64)> {
-        let hit = self.mapped.iter().find(|mapped| {
-            let start = mapped.region.address;
-            (start..start + mapped.region.len).contains(&address)
-        })?;
-        let offset = address - hit.region.address + hit.region.offset;
-        Some((&hit.pool, offset / PAGE_SIZE))
+        let behind = self.mapped.partition_point(|mapped| mapped.region.address <= address);
+        let hit = self.mapped.get(behind.checked_sub(1)?)?;
+        let inside = address - hit.region.address;
+        (inside < hit.region.len).then(|| (&hit.pool, (inside + hit.region.offset) / PAGE_SIZE))
+    }
+
+    /// Which pool shows which pages of its memory, in order.
+    pub(super) fn memory_pools(&self) -> Vec<(PageRun, Arc<Pool>)> {
+        let memory = self.mapped.iter().filter(|mapped| mapped.region.content == Content::Memory);
+        let mut pools: Vec<_> = memory
+            .map(|Mapped { pool, region }| {
+                let first = region.offset / PAGE_SIZE;
+                (PageRun { first, count: region.len / PAGE_SIZE }, Arc::clone(pool))
+            })
+            .collect();
+        pools.sort_by_key(|(run, _)| run.first);
+        pools
     }
 
     /// One of its pools.

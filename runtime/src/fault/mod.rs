@@ -11,13 +11,18 @@
 //!                                                 -> installed, neighbours too -> wake all that wait
 //! ```
 //!
+//! A machine is captured while it goes on: `capture` has how.
+//!
 //! Invariants: a page becomes visible whole and verified or not at all
 //! (`sys::side`); a thread that waits is woken by the page or
 //! by poison, never left; no lock is held across a read of the store.
 
+mod capture;
 mod engine;
+mod layer;
 mod machine;
 mod outbox;
+mod pages;
 mod pool;
 mod queue;
 mod scripted;

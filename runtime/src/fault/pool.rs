@@ -9,9 +9,11 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::layer::LayerSource;
 use super::machine::{Machine, Waiter};
 use super::source::{Extent, FrameKey, Page, PageSource, SourceError};
 use crate::protocol::{PAGE_SIZE, PoolId, PoolStats};
@@ -91,6 +93,8 @@ struct Counters {
 pub(super) struct Pool {
     id: PoolId,
     source: Arc<dyn PageSource>,
+    /// The source, if it is one of these.
+    layer: Option<Arc<LayerSource>>,
     len: u64,
     pages: u64,
     file: PoolFile,
@@ -119,7 +123,67 @@ impl Pool {
         let resident = (0..words).map(|_| AtomicU64::new(0)).collect();
         let pending = Mutex::default();
         let counters = Counters::default();
-        Ok(Self { id, source, len, pages, file, side, resident, pending, budget, counters })
+        let layer = None;
+        Ok(Self { id, source, layer, len, pages, file, side, resident, pending, budget, counters })
+    }
+
+    /// An empty pool for the pages of a machine that goes on.
+    pub(super) fn of_layer(id: PoolId, layer: Arc<LayerSource>) -> Result<Self, PoolError> {
+        // Each page that is copied in vain is one that the machine holds twice.
+        let budget = Budget { neighbours: 0, zero_window: 1 };
+        let source = Arc::clone(&layer);
+        Ok(Self { layer: Some(layer), ..Self::new(id, source, budget)? })
+    }
+
+    /// What a layer of a live machine knows of its pages.
+    pub(super) fn layer(&self) -> Option<&Arc<LayerSource>> {
+        self.layer.as_ref()
+    }
+
+    /// What its image has at a page.
+    pub(super) fn extent(&self, page: u64) -> Extent {
+        self.source.extent(page)
+    }
+
+    /// Makes a page resident, whoever needs it.
+    pub(super) fn pull(&self, page: u64) -> Result<(), SourceError> {
+        if self.is_resident(page) {
+            return Ok(());
+        }
+        match self.source.extent(page) {
+            Extent::Zero => self.install_zeros(page, None),
+            Extent::Stored(frame) => self.fetch(frame, page, None),
+        }
+    }
+
+    /// The bytes of a page that is resident.
+    pub(super) fn read(&self, page: u64, bytes: &mut Page) -> io::Result<()> {
+        self.file.file().read_exact_at(bytes, page * PAGE_SIZE)
+    }
+
+    /// Installs whole pages from `first` on, except those that are there.
+    pub(super) fn install_run(&self, first: u64, bytes: &[u8]) -> io::Result<()> {
+        let (pages, _) = bytes.as_chunks::<4096>();
+        let mut done = 0;
+        while done < pages.len() {
+            let page = first + done as u64;
+            let rest = &pages[done..];
+            self.counters.attempted.fetch_add(rest.len() as u64, Ordering::SeqCst);
+            let result = self.side.install_run(page, rest.as_flattened());
+            let new = *result.as_ref().unwrap_or(&0);
+            self.counters.stored.fetch_add(new, Ordering::Relaxed);
+            self.counters.installed.fetch_add(new, Ordering::SeqCst);
+            self.counters.attempted.fetch_sub(rest.len() as u64 - new, Ordering::SeqCst);
+            result?;
+            if new == 0 {
+                self.install(page, &rest[0], None)?;
+                done += 1;
+            } else {
+                (page..page + new).for_each(|page| self.mark(page));
+                done += usize::try_from(new).unwrap_or(usize::MAX);
+            }
+        }
+        Ok(())
     }
 
     /// Its name.
@@ -170,7 +234,7 @@ impl Pool {
         &self,
         frame: FrameKey,
         page: u64,
-        for_machine: &Machine,
+        for_machine: Option<&Machine>,
     ) -> Result<(), SourceError> {
         let mut failed = None;
         let mut neighbours = 0;
@@ -199,7 +263,7 @@ impl Pool {
     pub(super) fn install_zeros(
         &self,
         page: u64,
-        for_machine: &Machine,
+        for_machine: Option<&Machine>,
     ) -> Result<(), SourceError> {
         self.install_zero(page, for_machine)
             .map_err(|source| SourceError::Install { page, source })?;
@@ -244,11 +308,11 @@ impl Pool {
         woken.iter().for_each(Waiter::wake);
     }
 
-    fn install(&self, page: u64, bytes: &Page, for_machine: &Machine) -> io::Result<()> {
+    fn install(&self, page: u64, bytes: &Page, for_machine: Option<&Machine>) -> io::Result<()> {
         self.put(page, &self.counters.stored, for_machine, || self.side.install(page, bytes))
     }
 
-    fn install_zero(&self, page: u64, for_machine: &Machine) -> io::Result<()> {
+    fn install_zero(&self, page: u64, for_machine: Option<&Machine>) -> io::Result<()> {
         self.put(page, &self.counters.zero, for_machine, || self.side.install_zeros(page))
     }
 
@@ -256,25 +320,32 @@ impl Pool {
         &self,
         page: u64,
         kind: &AtomicU64,
-        for_machine: &Machine,
+        for_machine: Option<&Machine>,
         act: impl FnOnce() -> io::Result<Installed>,
     ) -> io::Result<()> {
         self.counters.attempted.fetch_add(1, Ordering::SeqCst);
         let result = act();
         if let Ok(Installed::New) = result {
             kind.fetch_add(1, Ordering::Relaxed);
-            for_machine.pages_installed.fetch_add(1, Ordering::Relaxed);
+            if let Some(machine) = for_machine {
+                machine.pages_installed.fetch_add(1, Ordering::Relaxed);
+            }
             self.counters.installed.fetch_add(1, Ordering::SeqCst);
         } else {
             self.counters.attempted.fetch_sub(1, Ordering::SeqCst);
         }
         result?;
-        let (word, bit) = self.bit(page);
-        self.resident[word].fetch_or(bit, Ordering::Release);
+        self.mark(page);
         Ok(())
     }
 
-    fn is_resident(&self, page: u64) -> bool {
+    fn mark(&self, page: u64) {
+        let (word, bit) = self.bit(page);
+        self.resident[word].fetch_or(bit, Ordering::Release);
+    }
+
+    /// Whether a page is in its file.
+    pub(super) fn is_resident(&self, page: u64) -> bool {
         let (word, bit) = self.bit(page);
         self.resident[word].load(Ordering::Acquire) & bit != 0
     }

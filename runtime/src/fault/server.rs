@@ -3,16 +3,21 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 
+use super::capture::{self, CaptureError};
+use super::layer::LayerSource;
 use super::machine::{Machine, Mapped};
 use super::outbox::Outbox;
 use super::pool::{Budget, Pool, PoolError};
 use super::source::{Library, SourceError};
 use super::worker::{NUDGE, Shared};
 use crate::protocol::{MachineKey, PAGE_SIZE, PagerReply, PagerRequest, PoolId, Region};
+use crate::sys::pagemap::Pagemap;
+use crate::sys::remote_memory::RemoteMemory;
 use crate::sys::userfault::Userfault;
 
 /// How the page server works.
@@ -73,6 +78,9 @@ pub(super) enum RequestError {
     /// The pool cannot be made or trusted.
     #[error(transparent)]
     Pool(#[from] PoolError),
+    /// A machine cannot be captured.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     /// The kernel refused a descriptor.
     #[error("the kernel refused a descriptor: {0}")]
     Descriptor(#[from] io::Error),
@@ -126,6 +134,17 @@ impl Server {
             PagerRequest::Attach { machine, regions } => {
                 self.attach(machine, regions, one(descriptors)?)
             }
+            PagerRequest::OpenLayer { layer, machine, address, len } => {
+                self.open_layer(layer, machine, address..address.saturating_add(len), descriptors)
+            }
+            PagerRequest::Freeze { layer, pages_max } => {
+                let pages = capture::freeze(self.layer(layer)?, pages_max, &self.shared.outbox)?;
+                Ok((PagerReply::Frozen { pages }, None))
+            }
+            PagerRequest::LayerRuns { layer } => {
+                let source = self.layer(layer)?.layer().ok_or_else(|| unknown(&layer))?;
+                Ok((PagerReply::Runs(source.runs().to_vec()), None))
+            }
             PagerRequest::Detach { machine } => {
                 let gone = self.shared.detach(machine).ok_or_else(|| unknown(&machine))?;
                 Ok((PagerReply::Machine(gone.counters()), None))
@@ -143,6 +162,34 @@ impl Server {
         let memory = pool.read_only()?;
         self.pools.insert(id, Arc::new(pool));
         Ok((PagerReply::Pool, Some(memory)))
+    }
+
+    fn open_layer(
+        &mut self,
+        id: PoolId,
+        key: MachineKey,
+        memory: Range<u64>,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Answer, RequestError> {
+        if self.pools.contains_key(&id) {
+            return Err(RequestError::Exists(format!("{id:?}")));
+        }
+        let got = descriptors.len();
+        let [pagemap, remote] = <[OwnedFd; 2]>::try_from(descriptors)
+            .map_err(|_| RequestError::Descriptors { wanted: 2, got })?;
+        let machines = self.shared.machines.read().unwrap_or_else(PoisonError::into_inner);
+        let machine = Arc::clone(machines.get(&key).ok_or_else(|| unknown(&key))?);
+        drop(machines);
+        let (pagemap, remote) = (Pagemap::new(pagemap), RemoteMemory::new(remote));
+        machine.prepare(memory.clone(), pagemap, remote)?;
+        let pool = Pool::of_layer(id, Arc::new(LayerSource::of(&machine, memory)))?;
+        let file = pool.read_only()?;
+        self.pools.insert(id, Arc::new(pool));
+        Ok((PagerReply::Pool, Some(file)))
+    }
+
+    fn layer(&self, id: PoolId) -> Result<&Arc<Pool>, RequestError> {
+        self.pools.get(&id).filter(|pool| pool.layer().is_some()).ok_or_else(|| unknown(&id))
     }
 
     fn close_pool(&mut self, id: PoolId) -> Result<Answer, RequestError> {

@@ -58,6 +58,15 @@ pub enum SourceError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A page of a machine that was forked while it ran, and then could not
+    /// be copied.
+    #[error("page {page} of the machine that this one was forked from is lost: {reason}")]
+    Layer {
+        /// Index in the image.
+        page: u64,
+        /// Why it was not copied.
+        reason: String,
+    },
     /// The script says so.
     #[error("page {0} is lost by the script")]
     Scripted(u64),

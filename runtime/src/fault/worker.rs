@@ -20,6 +20,7 @@ use super::pool::{Arrival, Pool};
 use super::queue::{Job, Queue};
 use super::source::SourceError;
 use crate::protocol::{MachineKey, PAGE_SIZE, PagerEvent, PoolId};
+use crate::sys::userfault::Fault;
 
 /// Stands for the nudge among the machine keys.
 pub(super) const NUDGE: u64 = u64::MAX;
@@ -37,7 +38,7 @@ pub(super) struct Shared {
     nudge: OwnedFd,
     pub(super) machines: RwLock<HashMap<MachineKey, Arc<Machine>>>,
     queue: Queue,
-    outbox: Outbox,
+    pub(super) outbox: Outbox,
     can_poison: bool,
     stop: AtomicBool,
 }
@@ -117,8 +118,8 @@ impl Shared {
         };
         let mut own = None;
         loop {
-            let sink = &mut |address: u64| {
-                if let Some(job) = self.fault(&machine, address & !(PAGE_SIZE - 1)) {
+            let sink = &mut |fault: Fault| {
+                if let Some(job) = self.fault(&machine, fault) {
                     match own {
                         None => own = Some(job),
                         Some(_) => {
@@ -139,8 +140,13 @@ impl Shared {
     }
 
     /// Answers a fault at once, or says what has to be fetched.
-    fn fault(&self, machine: &Arc<Machine>, address: u64) -> Option<Job> {
+    fn fault(&self, machine: &Arc<Machine>, fault: Fault) -> Option<Job> {
         machine.faults.fetch_add(1, Ordering::Relaxed);
+        let address = fault.address & !(PAGE_SIZE - 1);
+        if fault.protected {
+            machine.release(address);
+            return None;
+        }
         let Some((pool, page)) = machine.find(address) else {
             self.lose_stray(machine, address);
             return None;
@@ -148,7 +154,7 @@ impl Shared {
         let waiter = Waiter { machine: Arc::clone(machine), address, page };
         match pool.arrive(&waiter) {
             Arrival::Resident => waiter.wake(),
-            Arrival::Zeros => match pool.install_zeros(page, machine) {
+            Arrival::Zeros => match pool.install_zeros(page, Some(machine)) {
                 Ok(()) => waiter.wake(),
                 Err(error) => self.lose(pool.id(), &[waiter], &error.to_string()),
             },
@@ -227,7 +233,7 @@ impl Shared {
 
 /// A bug in a source must not leave its waiters without an answer.
 fn fetch_guarded(pool: &Pool, job: &Job, page: u64) -> Result<(), SourceError> {
-    let fetch = || pool.fetch(job.frame, page, &job.machine);
+    let fetch = || pool.fetch(job.frame, page, Some(&job.machine));
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(fetch))
         .unwrap_or(Err(SourceError::NotDelivered(page)))
 }

@@ -1,14 +1,16 @@
 //! The page server's process, as the supervisor sees it.
 
+use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Child;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::peer::{News, Peer, PeerError};
 use super::process::Program;
 use crate::protocol::{
-    MachineFaults, MachineKey, PagerEvent, PagerMessage, PagerReply, PagerRequest, PoolId,
+    MachineFaults, MachineKey, PageRun, PagerEvent, PagerMessage, PagerReply, PagerRequest, PoolId,
     PoolStats, Region,
 };
 
@@ -19,6 +21,7 @@ pub type PagerStats = (Vec<(PoolId, PoolStats)>, Vec<(MachineKey, MachineFaults)
 #[derive(Debug)]
 pub struct Pager {
     peer: Peer<PagerRequest, PagerMessage>,
+    layers: Arc<Layers>,
     child: Mutex<Child>,
     pid: u32,
 }
@@ -34,8 +37,9 @@ impl Pager {
         let process = "the page server".to_owned();
         let (child, channel) = program.start(&process, log)?;
         let pid = child.id();
-        let peer = Peer::new(process, channel, news)?;
-        Ok(Self { peer, child: Mutex::new(child), pid })
+        let layers = Arc::new(Layers::default());
+        let peer = Peer::new(process, channel, sorted(Arc::clone(&layers), news))?;
+        Ok(Self { peer, layers, child: Mutex::new(child), pid })
     }
 
     /// The process id.
@@ -58,9 +62,59 @@ impl Pager {
         }
     }
 
-    /// Forgets a pool that no machine uses.
+    /// Makes an empty layer for a machine's pages and returns its memfd,
+    /// read-only. `memory` is where the machine's memory lies in its process.
+    pub fn open_layer(
+        &self,
+        layer: PoolId,
+        machine: MachineKey,
+        memory: &Range<u64>,
+        descriptors: [BorrowedFd<'_>; 2],
+    ) -> Result<OwnedFd, PeerError> {
+        let (address, len) = (memory.start, memory.end.saturating_sub(memory.start));
+        let request = PagerRequest::OpenLayer { layer, machine, address, len };
+        let (reply, mut received) = self.peer.call(&request, &descriptors)?;
+        match (reply, received.pop()) {
+            (PagerReply::Pool, Some(memory)) => Ok(memory),
+            _ => Err(self.peer.out_of_turn()),
+        }
+    }
+
+    /// Makes what the stopped machine has written belong to the layer; the
+    /// machine may go on then. Returns how many pages that are.
+    pub fn freeze(&self, layer: PoolId, pages_max: u64) -> Result<u64, PeerError> {
+        match self.peer.call(&PagerRequest::Freeze { layer, pages_max }, &[])?.0 {
+            PagerReply::Frozen { pages } => Ok(pages),
+            _ => Err(self.peer.out_of_turn()),
+        }
+    }
+
+    /// Which pages a frozen layer has.
+    pub fn layer_runs(&self, layer: PoolId) -> Result<Vec<PageRun>, PeerError> {
+        match self.peer.call(&PagerRequest::LayerRuns { layer }, &[])?.0 {
+            PagerReply::Runs(runs) => Ok(runs),
+            _ => Err(self.peer.out_of_turn()),
+        }
+    }
+
+    /// Waits until a frozen layer needs its machine no more.
+    pub fn wait_for_layer(&self, layer: PoolId) -> Result<(), PeerError> {
+        let mut done = self.layers.lock();
+        loop {
+            match done.layers.get(&layer) {
+                Some(None) => return Ok(()),
+                Some(Some(reason)) => return Err(self.peer.refused(reason.clone())),
+                None if done.closed => return Err(self.peer.gone()),
+                None => done = self.layers.wait(done),
+            }
+        }
+    }
+
+    /// Forgets a pool or a layer that no machine uses.
     pub fn close_pool(&self, pool: PoolId) -> Result<(), PeerError> {
-        self.done(&PagerRequest::ClosePool { pool }, &[])
+        self.done(&PagerRequest::ClosePool { pool }, &[])?;
+        self.layers.lock().layers.remove(&pool);
+        Ok(())
     }
 
     /// Serves a machine's faults from now on.
@@ -98,6 +152,52 @@ impl Pager {
             PagerReply::Done => Ok(()),
             _ => Err(self.peer.out_of_turn()),
         }
+    }
+}
+
+/// The layers that are done, each with the reason if pages are lost.
+#[derive(Debug, Default)]
+struct Layers {
+    done: Mutex<Done>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Done {
+    layers: BTreeMap<PoolId, Option<String>>,
+    /// No more news will come.
+    closed: bool,
+}
+
+impl Layers {
+    fn lock(&self) -> MutexGuard<'_, Done> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, done: MutexGuard<'a, Done>) -> MutexGuard<'a, Done> {
+        self.changed.wait(done).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps news of layers here, and passes on the rest.
+fn sorted(
+    layers: Arc<Layers>,
+    mut news: impl FnMut(News<PagerEvent>),
+) -> impl FnMut(News<PagerEvent>) {
+    move |event| {
+        match &event {
+            News::Event(PagerEvent::LayerDone { layer, error }) => {
+                layers.lock().layers.insert(*layer, error.clone());
+                layers.changed.notify_all();
+                return;
+            }
+            News::Event(_) => {}
+            News::Closed => {
+                layers.lock().closed = true;
+                layers.changed.notify_all();
+            }
+        }
+        news(event);
     }
 }
 

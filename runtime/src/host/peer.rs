@@ -145,16 +145,24 @@ impl<Q: Serialize, M: ServerMessage> Peer<Q, M> {
     ) -> Result<(M::Reply, Vec<OwnedFd>), PeerError> {
         let channel = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         channel.send(request, descriptors).map_err(|source| self.failed(source))?;
-        let (reply, received) =
-            self.answers.recv().map_err(|_| PeerError::Gone { process: self.process.clone() })?;
-        let reply =
-            reply.map_err(|reason| PeerError::Refused { process: self.process.clone(), reason })?;
+        let (reply, received) = self.answers.recv().map_err(|_| self.gone())?;
+        let reply = reply.map_err(|reason| self.refused(reason))?;
         Ok((reply, received))
     }
 
     /// The error for an answer of the wrong kind.
     pub fn out_of_turn(&self) -> PeerError {
         PeerError::OutOfTurn { process: self.process.clone() }
+    }
+
+    /// The error of a process that says by itself that it could not.
+    pub(super) fn refused(&self, reason: String) -> PeerError {
+        PeerError::Refused { process: self.process.clone(), reason }
+    }
+
+    /// The error of a process that is no longer there.
+    pub(super) fn gone(&self) -> PeerError {
+        PeerError::Gone { process: self.process.clone() }
     }
 
     fn failed(&self, source: ChannelError) -> PeerError {

@@ -92,7 +92,7 @@ impl PoolFile {
         Ok(self.0.metadata()?.blocks() / 8)
     }
 
-    pub(super) fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &File {
         &self.0
     }
 }

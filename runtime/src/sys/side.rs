@@ -10,6 +10,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::null_mut;
 
+use userfaultfd::Error;
+
 use super::memfd::PoolFile;
 use super::userfault::{Userfault, to_io};
 
@@ -73,6 +75,28 @@ impl SideMapping {
             // reference exists, and the source is a whole page.
             unsafe { self.userfault.inner().copy(bytes.as_ptr().cast(), target, PAGE, false) }
         })
+    }
+
+    /// Makes pages appear from `page` on, up to the first that is there
+    /// already; returns how many did. None means that the first is there, or
+    /// that the kernel is busy: [`SideMapping::install`] tells.
+    pub(crate) fn install_run(&self, page: u64, bytes: &[u8]) -> io::Result<u64> {
+        let count = bytes.len() / PAGE;
+        let target = self.pointer(page, count as u64)?;
+        // SAFETY: the target is that many pages of this mapping, of which no
+        // reference exists, and the source is as long.
+        let copied = unsafe {
+            self.userfault.inner().copy(bytes.as_ptr().cast(), target, count * PAGE, false)
+        };
+        let copied = match copied {
+            Ok(copied) | Err(Error::PartiallyCopied(copied)) => copied,
+            Err(error) => match to_io(error) {
+                error if error.raw_os_error() == Some(libc::EEXIST) => 0,
+                error => return Err(error),
+            },
+        };
+        // A busy kernel leaves a negative number behind.
+        Ok(if copied <= count * PAGE { (copied / PAGE) as u64 } else { 0 })
     }
 
     /// Makes a page of zeros appear, unless something is there already.

@@ -8,7 +8,12 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
-use userfaultfd::{Error, Event, EventBuffer, FeatureFlags, Uffd, UffdBuilder};
+use userfaultfd::{
+    Error, Event, EventBuffer, FaultKind, FeatureFlags, RegisterMode, Uffd, UffdBuilder,
+};
+
+/// `UFFD_FEATURE_WP_HUGETLBFS_SHMEM`, Linux 5.19.
+const FEATURE_WP_SHMEM: u64 = 1 << 12;
 
 /// `UFFD_FEATURE_POISON`, Linux 6.6.
 const FEATURE_POISON: u64 = 1 << 14;
@@ -26,6 +31,24 @@ struct PoisonArgs {
 const UFFDIO_POISON: libc::Ioctl = 0xC020_AA08;
 const _: () = assert!(size_of::<PoisonArgs>() == 0x20);
 
+/// What every machine's userfaultfd can do: report missing pages of pools, and
+/// writes to pages that were protected.
+pub(crate) fn machine_features() -> FeatureFlags {
+    FeatureFlags::MISSING_SHMEM
+        | FeatureFlags::PAGEFAULT_FLAG_WP
+        | FeatureFlags::from_bits_retain(FEATURE_WP_SHMEM)
+}
+
+/// A thread of the process waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    /// Where it touched memory.
+    pub address: u64,
+    /// Whether it wrote to a page that is protected; otherwise the page is
+    /// missing.
+    pub protected: bool,
+}
+
 /// A userfaultfd of this or of another process.
 #[derive(Debug)]
 pub struct Userfault(Uffd);
@@ -34,7 +57,7 @@ impl Userfault {
     /// A new one for this process. It never blocks, closes on exec and takes
     /// faults that happen inside the kernel, as those of KVM do.
     pub fn new() -> io::Result<Self> {
-        Self::with_features(FeatureFlags::MISSING_SHMEM)
+        Self::with_features(machine_features())
     }
 
     fn with_features(features: FeatureFlags) -> io::Result<Self> {
@@ -60,7 +83,7 @@ impl Userfault {
 
     /// Whether the kernel can poison a page.
     pub fn can_poison() -> bool {
-        let wanted = FeatureFlags::MISSING_SHMEM | FeatureFlags::from_bits_retain(FEATURE_POISON);
+        let wanted = machine_features() | FeatureFlags::from_bits_retain(FEATURE_POISON);
         Self::with_features(wanted).is_ok()
     }
 
@@ -69,8 +92,34 @@ impl Userfault {
         self.0.register(pointer(address), len).map(drop).map_err(to_io)
     }
 
-    /// Reads the faults that are waiting and hands over their addresses.
-    pub fn faults(&self, buffer: &mut EventBuffer, sink: &mut dyn FnMut(u64)) -> io::Result<usize> {
+    /// Registers a range of its process for writes to protected pages, besides
+    /// missing ones if they are reported there. The kernel cannot take this
+    /// back without a moment in which missing pages are not reported either,
+    /// so it stays.
+    pub fn register_for_protection(&self, address: u64, len: u64, missing: bool) -> io::Result<()> {
+        let mode = match missing {
+            true => RegisterMode::MISSING | RegisterMode::WRITE_PROTECT,
+            false => RegisterMode::WRITE_PROTECT,
+        };
+        self.0.register_with_mode(pointer(address), size(len), mode).map(drop).map_err(to_io)
+    }
+
+    /// Makes the next write to each page of a range of its process a fault.
+    pub fn protect(&self, address: u64, len: u64) -> io::Result<()> {
+        again(|| self.0.write_protect(pointer(address), size(len)))
+    }
+
+    /// Lets a range be written again, and wakes the threads that wait there.
+    pub fn unprotect(&self, address: u64, len: u64) -> io::Result<()> {
+        again(|| self.0.remove_write_protection(pointer(address), size(len), true))
+    }
+
+    /// Reads the faults that are waiting and hands them over.
+    pub fn faults(
+        &self,
+        buffer: &mut EventBuffer,
+        sink: &mut dyn FnMut(Fault),
+    ) -> io::Result<usize> {
         let events = loop {
             match self.0.read_events(buffer).map_err(to_io) {
                 Ok(events) => break events,
@@ -81,8 +130,9 @@ impl Userfault {
         let mut count = 0;
         for event in events {
             count += 1;
-            if let Event::Pagefault { addr, .. } = event.map_err(to_io)? {
-                sink(addr as u64);
+            if let Event::Pagefault { addr, kind, .. } = event.map_err(to_io)? {
+                let protected = kind == FaultKind::WriteProtected;
+                sink(Fault { address: addr as u64, protected });
             }
         }
         Ok(count)
@@ -124,6 +174,21 @@ impl AsFd for Userfault {
         // SAFETY: the descriptor stays open for as long as `self` is borrowed.
         unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
     }
+}
+
+/// Tries until the kernel has decided: it says EAGAIN while the address space
+/// changes under it.
+fn again(mut attempt: impl FnMut() -> userfaultfd::Result<()>) -> io::Result<()> {
+    loop {
+        match attempt().map_err(to_io) {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => std::thread::yield_now(),
+            decided => return decided,
+        }
+    }
+}
+
+fn size(len: u64) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
 }
 
 fn pointer(address: u64) -> *mut std::ffi::c_void {

@@ -7,10 +7,11 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use userfaultfd::{FeatureFlags, Uffd, UffdBuilder};
+use userfaultfd::{Uffd, UffdBuilder};
 
 use crate::protocol::{Content, PAGE_SIZE, Region};
 use crate::sys::mapping::Mapping;
+use crate::sys::userfault::machine_features;
 
 /// Why the page server cannot be given this process's memory.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +54,7 @@ impl Handover {
             .non_blocking(true)
             // KVM touches guest memory from inside the kernel.
             .user_mode_only(false)
-            .require_features(FeatureFlags::MISSING_SHMEM)
+            .require_features(machine_features())
             .create()
             .map_err(RegionError::Open)?;
         let pagemap = open("/proc/self/pagemap")?;

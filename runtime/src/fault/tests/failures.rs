@@ -19,7 +19,7 @@ fn losing(lost: &[u64], delay_ms: u64) -> Script {
 }
 
 fn lost_page(event: PagerEvent) -> (MachineKey, u64) {
-    let PagerEvent::PageLost { machine, pool, page, error } = event;
+    let PagerEvent::PageLost { machine, pool, page, error } = event else { panic!("{event:?}") };
     assert_eq!(pool, PoolId(1));
     assert!(error.contains(&format!("page {page} is lost")), "{error}");
     (machine, page)

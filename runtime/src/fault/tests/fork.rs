@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use super::super::{Library, Page, Script, ScriptedLibrary, Settings, serve_pages};
 use crate::host::PagerStats;
+use crate::pieces::Piece;
 use crate::protocol::{
-    Content, MachineKey, PagerEvent, PagerMessage, PagerReply, PagerRequest, PoolId, PoolStats,
-    Region,
+    Content, MachineKey, PageRun, PagerEvent, PagerMessage, PagerReply, PagerRequest, PoolId,
+    PoolStats, Region,
 };
 use crate::sys::channel::Channel;
 use crate::sys::pagemap::Pagemap;
@@ -104,6 +105,50 @@ impl Host {
         fork
     }
 
+    /// Maps pieces of pools in a new fork and attaches it.
+    pub(super) fn fork_of_pieces(&self, machine: u64, pieces: &[Piece<Mappable>]) -> Fork {
+        let fork = Fork::of_pieces(pieces);
+        let regions = pieces.iter().map(|piece| {
+            let offset = piece.run.first * 4096;
+            let address = fork.address as u64 + offset;
+            let region = Region { address, offset, len: piece.run.count * 4096, ..fork.region() };
+            (PoolId(piece.pool.id), region)
+        });
+        let request =
+            PagerRequest::Attach { machine: MachineKey(machine), regions: regions.collect() };
+        let (reply, _) = self.call(&request, &[fork.userfault.as_fd()]);
+        assert_eq!(reply, Ok(PagerReply::Done));
+        fork
+    }
+
+    /// An empty layer for a fork.
+    pub(super) fn open_layer(&self, layer: u64, machine: u64, fork: &Fork) -> OwnedFd {
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        let memory = File::open("/proc/self/mem").unwrap();
+        let Region { address, len, .. } = fork.region();
+        let (layer, machine) = (PoolId(layer), MachineKey(machine));
+        let request = PagerRequest::OpenLayer { layer, machine, address, len };
+        let (reply, mut files) = self.call(&request, &[pagemap.as_fd(), memory.as_fd()]);
+        assert_eq!(reply, Ok(PagerReply::Pool));
+        files.pop().unwrap()
+    }
+
+    /// Freezes a layer; how many pages it has.
+    pub(super) fn freeze(&self, layer: u64) -> u64 {
+        let request = PagerRequest::Freeze { layer: PoolId(layer), pages_max: u64::MAX };
+        match self.call(&request, &[]).0 {
+            Ok(PagerReply::Frozen { pages }) => pages,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn runs(&self, layer: u64) -> Vec<PageRun> {
+        match self.call(&PagerRequest::LayerRuns { layer: PoolId(layer) }, &[]).0 {
+            Ok(PagerReply::Runs(runs)) => runs,
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub(super) fn stats(&self) -> PagerStats {
         match self.call(&PagerRequest::Stats, &[]).0 {
             Ok(PagerReply::Stats { pools, machines }) => (pools, machines),
@@ -143,6 +188,13 @@ impl Drop for Host {
     }
 }
 
+/// A pool or a layer, and its memory.
+#[derive(Debug, Clone)]
+pub(super) struct Mappable {
+    pub(super) id: u64,
+    pub(super) memory: Arc<OwnedFd>,
+}
+
 /// A private mapping of a pool whose faults go to a page server.
 pub(super) struct Fork {
     address: usize,
@@ -153,14 +205,31 @@ pub(super) struct Fork {
 
 impl Fork {
     fn new(memory: &OwnedFd) -> Self {
-        let file = File::from(memory.try_clone().unwrap());
-        let len = usize::try_from(file.metadata().unwrap().len()).unwrap();
+        let len = File::from(memory.try_clone().unwrap()).metadata().unwrap().len();
+        let memory = Arc::new(memory.try_clone().unwrap());
+        Self::of_pieces(&Piece::whole(len / 4096, Mappable { id: 0, memory }))
+    }
+
+    fn of_pieces(pieces: &[Piece<Mappable>]) -> Self {
+        let pages: u64 = pieces.iter().map(|piece| piece.run.count).sum();
+        let len = usize::try_from(pages * 4096).unwrap();
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+        let anywhere = flags | libc::MAP_ANONYMOUS;
         // SAFETY: without MAP_FIXED no existing mapping is affected.
-        let start = unsafe { libc::mmap(null_mut(), len, prot, flags, file.as_raw_fd(), 0) };
+        let start = unsafe { libc::mmap(null_mut(), len, prot, anywhere, -1, 0) };
         assert_ne!(start, libc::MAP_FAILED);
         let address = start.expose_provenance();
+        for Piece { run, pool } in pieces {
+            let at = address + usize::try_from(run.first * 4096).unwrap();
+            let at = std::ptr::with_exposed_provenance_mut(at);
+            let (fd, offset) = (pool.memory.as_raw_fd(), i64::try_from(run.first * 4096).unwrap());
+            let len = usize::try_from(run.count * 4096).unwrap();
+            let fixed = flags | libc::MAP_FIXED;
+            // SAFETY: the range is part of the mapping that was just made.
+            let placed = unsafe { libc::mmap(at, len, prot, fixed, fd, offset) };
+            assert_eq!(placed, at);
+        }
         let userfault = Userfault::new().unwrap();
         userfault.register(address as u64, len).unwrap();
         let pagemap = Pagemap::new(File::open("/proc/self/pagemap").unwrap().into());

@@ -2,6 +2,7 @@
 
 mod failures;
 mod fork;
+mod live;
 mod requests;
 mod sharing;
 mod store;

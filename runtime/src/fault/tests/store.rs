@@ -107,7 +107,7 @@ fn a_flipped_byte_loses_its_pages_and_names_chunk_and_pack() {
     let (hit, location) =
         map.stored(0..PAGES).find(|(_, location)| location.frame == frame).unwrap();
     fork.read_by_system_call(hit).unwrap_err();
-    let PagerEvent::PageLost { page: lost, error, .. } = host.event();
+    let PagerEvent::PageLost { page: lost, error, .. } = host.event() else { panic!("no loss") };
     assert_eq!(lost, hit);
     assert!(error.contains(&location.chunk.to_string()), "{error}");
     assert!(error.contains(&frame.pack.to_string()), "{error}");

@@ -186,6 +186,8 @@ impl Supervisor {
         let pager = Pager::spawn(&self.pager_program, &log, move |news| {
             let (key, why) = match news {
                 News::Event(PagerEvent::PageLost { machine, error, .. }) => (machine, error),
+                // The handle of the page server keeps these.
+                News::Event(PagerEvent::LayerDone { .. }) => return,
                 // Without its page server no machine can go on.
                 News::Closed => (EVERY_MACHINE, "the page server ended unexpectedly".to_owned()),
             };

@@ -35,12 +35,12 @@ const PACKAGES: [Package; 2] = [
     Package {
         source: "runtime/src",
         layers: &[
-            &[&["sys", "protocol"]],
+            &[&["sys", "protocol", "pieces"]],
             &[&["memory"]],
             &[&["vcpu"], &["devices"], &["fault"]],
             &[&["vm"]],
         ],
-        aside: &[("host", &["sys", "protocol"])],
+        aside: &[("host", &["sys", "protocol", "pieces"])],
     },
 ];
 

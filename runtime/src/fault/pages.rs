@@ -1,0 +1,81 @@
+//! A set of pages of an image.
+
+use crate::protocol::PageRun;
+
+/// One bit for each page.
+#[derive(Debug)]
+pub(super) struct PageSet(Box<[u64]>);
+
+impl PageSet {
+    /// The pages of these runs, in an image of `pages` pages.
+    pub(super) fn of(runs: &[PageRun], pages: u64) -> Self {
+        let words = usize::try_from(pages.div_ceil(64)).unwrap_or(usize::MAX);
+        let mut set = vec![0; words].into_boxed_slice();
+        for run in runs {
+            for page in run.first..run.first + run.count {
+                let (word, bit) = place(page);
+                set[word] |= bit;
+            }
+        }
+        Self(set)
+    }
+
+    /// Whether it has a page.
+    pub(super) fn contains(&self, page: u64) -> bool {
+        let (word, bit) = place(page);
+        self.0.get(word).is_some_and(|word| word & bit != 0)
+    }
+}
+
+fn place(page: u64) -> (usize, u64) {
+    (usize::try_from(page / 64).unwrap_or(usize::MAX), 1 << (page % 64))
+}
+
+/// The longest runs of pages of `run` that `wanted` names.
+pub(super) fn runs_of(run: PageRun, mut wanted: impl FnMut(u64) -> bool) -> Vec<PageRun> {
+    let mut runs: Vec<PageRun> = Vec::new();
+    for page in (run.first..run.first + run.count).filter(|page| wanted(*page)) {
+        match runs.last_mut() {
+            Some(last) if last.first + last.count == page => last.count += 1,
+            _ => runs.push(PageRun { first: page, count: 1 }),
+        }
+    }
+    runs
+}
+
+/// A run in pieces of at most `count` pages.
+pub(super) fn pieces_of(run: PageRun, count: u64) -> impl Iterator<Item = PageRun> {
+    let end = run.first + run.count;
+    (0..run.count.div_ceil(count)).map(move |number| {
+        let first = run.first + number * count;
+        PageRun { first, count: count.min(end - first) }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn run(first: u64, count: u64) -> PageRun {
+        PageRun { first, count }
+    }
+
+    #[test]
+    fn a_set_has_what_its_runs_have() {
+        let set = PageSet::of(&[run(2, 3), run(63, 2), run(129, 1)], 130);
+        let has: Vec<u64> = (0..200).filter(|page| set.contains(*page)).collect();
+        assert_eq!(has, [2, 3, 4, 63, 64, 129]);
+    }
+
+    #[test]
+    fn runs_are_the_longest() {
+        assert_eq!(runs_of(run(1, 8), |page| page % 4 != 0), [run(1, 3), run(5, 3)]);
+        assert!(runs_of(run(1, 8), |_| false).is_empty());
+    }
+
+    #[test]
+    fn pieces_are_the_run() {
+        let pieces: Vec<PageRun> = pieces_of(run(5, 7), 3).collect();
+        assert_eq!(pieces, [run(5, 3), run(8, 3), run(11, 1)]);
+    }
+}
