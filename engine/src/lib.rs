@@ -45,7 +45,7 @@ pub use gc::{GcAction, GcFragmented, GcOptions, GcPack, GcPlan, GcReport};
 pub use id::{ChunkId, EventId, Name, NameError, NodeId, PackId, ParseHashError, Root, SnapshotId};
 pub use ingest::{
     CommitOptions, Committed, DiskFormat, ImageWriter, ImportKind, ImportOptions, ImportReport,
-    Progress, Session, tree_root_of,
+    Progress, Session, StreamWriter, stream_root_of, tree_root_of,
 };
 pub use io::{Access, Counts, Disk, DiskFile, Faults, Listed, SimDisk};
 pub use lease::Lease;

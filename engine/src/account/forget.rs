@@ -8,9 +8,8 @@ use crate::catalog::Entry;
 use crate::depot::{Depot, StoredNode};
 use crate::error::StoreError;
 use crate::id::{NodeId, ObjectKey, PackId};
-use crate::pack::FrameKind;
-use crate::tree::ImageRef;
-use crate::units::{PAGE_LEN, to_u64};
+use crate::tree::stream::StreamSource;
+use crate::tree::{ImageRef, Splitter};
 
 /// What nothing needs any more.
 #[derive(Debug, Default)]
@@ -51,7 +50,22 @@ impl<'a> Forgetting<'a> {
             return Ok(());
         }
         let root = self.depot.root(image)?;
-        root.top.map_or(Ok(()), |top| self.lose_node(top, root.level()))
+        root.top.map_or(Ok(()), |top| match root.splitter {
+            Splitter::Fixed4K => self.lose_node(top, root.level()),
+            Splitter::FastCdc16K => self.lose_stream_node(top),
+        })
+    }
+
+    fn lose_stream_node(&mut self, id: NodeId) -> Result<(), StoreError> {
+        if !self.lose(id.key()) {
+            return Ok(());
+        }
+        let node = self.depot.load_stream_node(&id)?;
+        self.freed.nodes_walked += 1;
+        node.chunks().for_each(|chunk| {
+            self.lose(chunk.key());
+        });
+        node.nodes().try_for_each(|child| self.lose_stream_node(child))
     }
 
     /// Takes one reference away and says whether it was the last of a tree.
@@ -106,9 +120,7 @@ impl<'a> Forgetting<'a> {
     }
 
     fn die(&mut self, row: &Row) {
-        if row.kind == FrameKind::Pages {
-            self.freed.chunk_bytes += to_u64(PAGE_LEN);
-        }
+        self.freed.chunk_bytes += u64::from(row.chunk_len);
         self.freed.shares += u64::from(row.share.bytes);
         *self.dead.entry(row.share.pack).or_default() += 1;
     }

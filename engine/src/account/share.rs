@@ -4,7 +4,7 @@ use crate::depot::{Depot, Location};
 use crate::error::StoreError;
 use crate::id::PackId;
 use crate::pack::object::OBJECT_HEADER_LEN;
-use crate::pack::{FrameKind, object};
+use crate::pack::{EntryNo, FrameKind, object};
 use crate::units::{PAGE_LEN, to_u64, to_usize};
 
 /// Where an object is kept and what it takes there.
@@ -22,9 +22,31 @@ pub(super) fn share_of(depot: &Depot, at: &Location) -> Result<Share, StoreError
             let slot = u64::from(at.slot);
             (slot * page, (slot + 1) * page, u64::from(at.span.count) * page)
         }
+        FrameKind::Pieces => piece_range(depot, at)?,
         FrameKind::Objects | FrameKind::Catalog => plain_range(depot, at)?,
     };
     Ok(Share { pack: at.pack, bytes: split(at.span.len, begin, end, all) })
+}
+
+/// Plaintext bytes of an object if it is a chunk, else nothing.
+pub(super) fn chunk_len(depot: &Depot, at: &Location) -> Result<u64, StoreError> {
+    match at.span.kind {
+        FrameKind::Pieces => {
+            let entry = EntryNo(at.span.first.0 + at.slot);
+            Ok(depot.directory(at.pack)?.chunk_len(&at.span, entry))
+        }
+        FrameKind::Pages => Ok(to_u64(PAGE_LEN)),
+        FrameKind::Objects | FrameKind::Catalog => Ok(0),
+    }
+}
+
+/// The tables of the pack have the lengths, so that no frame is read.
+fn piece_range(depot: &Depot, at: &Location) -> Result<(u64, u64, u64), StoreError> {
+    let lens = depot.directory(at.pack)?.piece_lens(&at.span);
+    let sum = |lens: &[u32]| lens.iter().copied().map(u64::from).sum::<u64>();
+    let slot = to_usize(u64::from(at.slot)).min(lens.len());
+    let end = (slot + 1).min(lens.len());
+    Ok((sum(&lens[..slot]), sum(&lens[..end]), sum(&lens)))
 }
 
 fn plain_range(depot: &Depot, at: &Location) -> Result<(u64, u64, u64), StoreError> {

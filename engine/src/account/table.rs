@@ -5,15 +5,16 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::share::{Share, share_of};
+use super::share::{Share, chunk_len, share_of};
 use crate::catalog::{Entry, Event};
 use crate::depot::{Depot, Locator, StoredNode};
 use crate::error::StoreError;
 use crate::id::{ChunkId, EventId, NodeId, ObjectKey, PackId, SnapshotId};
 use crate::pack::{FrameKind, ObjectKind, object};
+use crate::tree::stream::StreamSource;
 use crate::tree::walk::check_level;
-use crate::tree::{ImageRef, Node};
-use crate::units::{PAGE_LEN, to_u64};
+use crate::tree::{ImageRef, Node, RootRecord, Splitter};
+use crate::units::to_u64;
 
 /// One object that is needed.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +24,8 @@ pub(super) struct Row {
     /// Patches that need it as their base.
     pub(super) bases: u32,
     pub(super) share: Share,
-    pub(super) kind: FrameKind,
+    /// Plaintext bytes, if it is a chunk.
+    pub(super) chunk_len: u32,
 }
 
 /// All objects that are needed.
@@ -64,7 +66,27 @@ impl Table {
         }
         self.gain_many(depot, locator, &[image.root.key()])?;
         let root = depot.root(image)?;
-        root.top.map_or(Ok(()), |top| self.gain_node(depot, locator, top, root.level()))
+        root.top.map_or(Ok(()), |top| match root.splitter {
+            Splitter::Fixed4K => self.gain_node(depot, locator, top, root.level()),
+            Splitter::FastCdc16K => self.gain_stream_node(depot, locator, top),
+        })
+    }
+
+    fn gain_stream_node(
+        &mut self,
+        depot: &Depot,
+        locator: &mut Locator<'_>,
+        id: NodeId,
+    ) -> Result<(), StoreError> {
+        if self.gain_known(id.key()) {
+            return Ok(());
+        }
+        self.gain_many(depot, locator, &[id.key()])?;
+        let node = depot.load_stream_node(&id)?;
+        self.nodes_walked += 1;
+        let chunks: Vec<ObjectKey> = node.chunks().map(|chunk| chunk.key()).collect();
+        self.gain_many(depot, locator, &chunks)?;
+        node.nodes().try_for_each(|child| self.gain_stream_node(depot, locator, child))
     }
 
     fn gain_node(
@@ -135,7 +157,8 @@ impl Table {
                 continue;
             }
             let at = at.ok_or(StoreError::Missing { what: "object", id: key.to_string() })?;
-            let row = Row { refs: 1, bases: 0, share: share_of(depot, &at)?, kind: at.span.kind };
+            let chunk_len = u32::try_from(chunk_len(depot, &at)?).expect("a chunk fits a frame");
+            let row = Row { refs: 1, bases: 0, share: share_of(depot, &at)?, chunk_len };
             self.rows.insert(*key, row);
             *self.packs.entry(at.pack).or_default() += 1;
         }
@@ -153,21 +176,51 @@ impl Table {
         let mut chunks = HashSet::new();
         for (_, image) in entries.iter().flat_map(|entry| &entry.record.images) {
             let root = depot.root(image)?;
-            let mut open: Vec<(NodeId, u8)> =
-                root.top.map(|top| (top, root.level())).into_iter().collect();
-            while let Some((id, level)) = open.pop() {
-                if !seen.insert(id.key()) {
-                    continue;
-                }
-                let node = load(depot, &id, level)?.node;
-                match level.checked_sub(1) {
-                    None => chunks.extend(chunk_keys(&node)),
-                    Some(below) => open.extend(children(&node).map(|child| (child, below))),
-                }
+            match root.splitter {
+                Splitter::Fixed4K => reach_pages(depot, &root, &mut seen, &mut chunks)?,
+                Splitter::FastCdc16K => reach_stream(depot, &root, &mut seen, &mut chunks)?,
             }
         }
-        Ok((to_u64(chunks.len()) * to_u64(PAGE_LEN), to_u64(seen.len())))
+        let rows = chunks.iter().filter_map(|key| self.rows.get(key));
+        Ok((rows.map(|row| u64::from(row.chunk_len)).sum(), to_u64(seen.len())))
     }
+}
+
+fn reach_pages(
+    depot: &Depot,
+    root: &RootRecord,
+    seen: &mut HashSet<ObjectKey>,
+    chunks: &mut HashSet<ObjectKey>,
+) -> Result<(), StoreError> {
+    let mut open: Vec<(NodeId, u8)> = root.top.map(|top| (top, root.level())).into_iter().collect();
+    while let Some((id, level)) = open.pop() {
+        if !seen.insert(id.key()) {
+            continue;
+        }
+        let node = load(depot, &id, level)?.node;
+        match level.checked_sub(1) {
+            None => chunks.extend(chunk_keys(&node)),
+            Some(below) => open.extend(children(&node).map(|child| (child, below))),
+        }
+    }
+    Ok(())
+}
+
+fn reach_stream(
+    depot: &Depot,
+    root: &RootRecord,
+    seen: &mut HashSet<ObjectKey>,
+    chunks: &mut HashSet<ObjectKey>,
+) -> Result<(), StoreError> {
+    let mut open: Vec<NodeId> = root.top.into_iter().collect();
+    while let Some(id) = open.pop() {
+        if seen.insert(id.key()) {
+            let node = depot.load_stream_node(&id)?;
+            chunks.extend(node.chunks().map(|chunk| chunk.key()));
+            open.extend(node.nodes());
+        }
+    }
+    Ok(())
 }
 
 /// A node of the expected level.

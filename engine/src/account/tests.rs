@@ -12,7 +12,6 @@ use crate::depot::Locator;
 use crate::id::{NodeId, ObjectKey};
 use crate::ingest::CommitOptions;
 use crate::io::SimDisk;
-use crate::pack::FrameKind;
 use crate::settings::{IndexKind, Settings};
 use crate::store::Store;
 use crate::tree::ImageRef;
@@ -93,7 +92,7 @@ fn weigh(store: &Store, keys: &HashSet<ObjectKey>) -> (u64, u64) {
     let places = Locator::new(&accounts.depot).locate(&keys).expect("places");
     places.into_iter().flatten().fold((0, 0), |(plain, stored), at| {
         let share = u64::from(share_of(&accounts.depot, &at).expect("a share").bytes);
-        let page = if at.span.kind == FrameKind::Pages { PAGE_LEN as u64 } else { 0 };
+        let page = if at.span.kind == crate::pack::FrameKind::Pages { PAGE_LEN as u64 } else { 0 };
         (plain + page, stored + share)
     })
 }

@@ -6,7 +6,6 @@ use super::table::Table;
 use crate::depot::Depot;
 use crate::error::StoreError;
 use crate::pack::FrameKind;
-use crate::units::{PAGE_LEN, to_u64};
 
 /// The stored bytes of a store. `pages`, `metadata`, `tables` and `root_log`
 /// add up to `stored`.
@@ -16,7 +15,7 @@ pub struct StoreBill {
     pub referenced_bytes: u64,
     /// Files of all packs, and the root log.
     pub stored_bytes: u64,
-    /// Frames of pages.
+    /// Frames of pages and of chunks of streams.
     pub page_bytes: u64,
     /// Frames of nodes, roots, records and events.
     pub metadata_bytes: u64,
@@ -42,7 +41,7 @@ pub(super) fn totals(depot: &Depot, table: &Table, log_len: u64) -> Result<Store
             let len = u64::from(span.len);
             frames += len;
             match span.kind {
-                FrameKind::Pages => bill.page_bytes += len,
+                FrameKind::Pages | FrameKind::Pieces => bill.page_bytes += len,
                 FrameKind::Objects | FrameKind::Catalog => bill.metadata_bytes += len,
             }
         }
@@ -54,7 +53,6 @@ pub(super) fn totals(depot: &Depot, table: &Table, log_len: u64) -> Result<Store
     }
     let needed: u64 = table.rows.values().map(|row| u64::from(row.share.bytes)).sum();
     bill.dead_bytes = (bill.page_bytes + bill.metadata_bytes).saturating_sub(needed);
-    let chunks = table.rows.values().filter(|row| row.kind == FrameKind::Pages).count();
-    bill.referenced_bytes = to_u64(chunks) * to_u64(PAGE_LEN);
+    bill.referenced_bytes = table.rows.values().map(|row| u64::from(row.chunk_len)).sum();
     Ok(bill)
 }

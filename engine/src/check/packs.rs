@@ -10,7 +10,7 @@ use crate::id::{ObjectKey, PackId};
 use crate::index::Place;
 use crate::io::DiskFile;
 use crate::pack::directory::{PACK_HEADER_LEN, content_hasher};
-use crate::pack::{Directory, FrameKind, FrameSpan, frame, scan};
+use crate::pack::{Directory, FrameSpan, frame, scan};
 use crate::units::{to_u64, to_usize};
 
 /// Frames read before they are hashed on all cores.
@@ -83,14 +83,14 @@ fn check_frames(
         .into_par_iter()
         .map(|(span, bytes)| {
             let bytes = bytes.map_err(|error| format!("it cannot be read: {error}"))?;
-            check_frame(&bytes, span, own_keys(directory, span)).map_err(|error| error.to_string())
+            check_frame(&bytes, span, directory).map_err(|error| error.to_string())
         })
         .collect();
     let mut bad = 0;
     for (span, verdict) in spans.iter().zip(verdicts) {
         findings.report.frames += 1;
         match verdict {
-            Ok(()) if span.kind == FrameKind::Pages => {
+            Ok(()) if span.kind.holds_chunks() => {
                 findings.report.chunks += u64::from(span.count);
             }
             Ok(()) => {}
@@ -110,12 +110,19 @@ fn own_keys<'d>(directory: &'d Directory, span: &FrameSpan) -> &'d [ObjectKey] {
 }
 
 /// A frame must be sound and hold exactly the objects that the pack lists.
-fn check_frame(bytes: &[u8], span: &FrameSpan, keys: &[ObjectKey]) -> Result<(), FormatError> {
+fn check_frame(bytes: &[u8], span: &FrameSpan, directory: &Directory) -> Result<(), FormatError> {
     let frame = frame::decode(bytes)?;
     if frame.kind != span.kind || frame.count != span.count {
         return Err(FormatError::Field("frame table"));
     }
-    if scan::keys_of(&frame)? == keys { Ok(()) } else { Err(FormatError::Hash) }
+    if frame.lens()? != directory.piece_lens(span) {
+        return Err(FormatError::Field("piece table"));
+    }
+    if scan::keys_of(&frame)? == own_keys(directory, span) {
+        Ok(())
+    } else {
+        Err(FormatError::Hash)
+    }
 }
 
 /// Every entry must name an object that its pack lists under the same key.

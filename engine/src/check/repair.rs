@@ -94,7 +94,8 @@ fn salvage(depot: &Depot, pack: PackId, writer: &mut PackWriter) -> Result<(u64,
         let sound = bytes.ok().and_then(|bytes| {
             let plain = frame::decode(&bytes).ok()?;
             let keys = scan::keys_of(&plain).ok()?;
-            Some(EncodedFrame { kind: plain.kind, bytes, keys })
+            let lens = plain.lens().ok()?;
+            Some(EncodedFrame { kind: plain.kind, bytes, keys, lens })
         });
         match sound {
             Some(sound) => {

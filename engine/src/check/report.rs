@@ -186,6 +186,7 @@ pub(super) fn describe(kind: FrameKind) -> &'static str {
     match kind {
         FrameKind::Pages => "a frame of pages",
         FrameKind::Objects => "a frame of tree nodes",
+        FrameKind::Pieces => "a frame of chunks",
         FrameKind::Catalog => "a frame of the catalog's history",
     }
 }

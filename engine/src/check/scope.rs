@@ -1,18 +1,18 @@
 //! How much a check reads.
 
 use crate::id::PackId;
-use crate::pack::{FrameKind, FrameSpan};
+use crate::pack::FrameSpan;
 
 /// How much a check reads. Tables, footers, the index, trees and all that is
-/// not a page are checked in any case.
+/// not a chunk are checked in any case.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum CheckScope {
     /// Every byte.
     #[default]
     Full,
-    /// No frames of pages.
+    /// No frames of chunks.
     Structure,
-    /// Some frames of pages.
+    /// Some frames of chunks.
     Sample {
         /// How many of a hundred.
         percent: u8,
@@ -25,7 +25,7 @@ impl CheckScope {
     /// Whether a frame is to be read.
     pub(super) fn covers(self, pack: PackId, span: &FrameSpan) -> bool {
         match self {
-            _ if span.kind != FrameKind::Pages => true,
+            _ if !span.kind.holds_chunks() => true,
             Self::Full => true,
             Self::Structure => false,
             Self::Sample { percent, seed } => draw(seed, pack, span.offset) < u64::from(percent),
@@ -52,7 +52,7 @@ fn draw(seed: u64, pack: PackId, offset: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pack::EntryNo;
+    use crate::pack::{EntryNo, FrameKind};
 
     #[test]
     fn a_sample_takes_its_share_and_all_that_is_no_page() {

@@ -7,8 +7,9 @@ use crate::catalog::Entry;
 use crate::depot::{Depot, Locator};
 use crate::error::{ErrorKind, StoreError};
 use crate::id::{ChunkId, NodeId, ObjectKey};
+use crate::tree::stream::{self, Seat};
 use crate::tree::walk::check_level;
-use crate::tree::{ImageRef, Node, NodeSource};
+use crate::tree::{ImageRef, Node, NodeSource, RootRecord, Splitter};
 
 struct Walker<'d, 'f> {
     depot: &'d Depot,
@@ -16,6 +17,9 @@ struct Walker<'d, 'f> {
     findings: &'f mut Findings,
     /// Nodes under which everything is sound; they are shared by many trees.
     sound: HashSet<NodeId>,
+    /// The same for nodes of streams that are not the last of their level, with
+    /// level and length, which their parents repeat.
+    sound_streams: HashSet<(NodeId, u8, u64)>,
 }
 
 /// Follows every image of every snapshot.
@@ -25,7 +29,8 @@ pub(super) fn check_trees(
     findings: &mut Findings,
 ) -> Result<(), StoreError> {
     let locator = Locator::new(depot);
-    let mut walker = Walker { depot, locator, findings, sound: HashSet::new() };
+    let mut walker =
+        Walker { depot, locator, findings, sound: HashSet::new(), sound_streams: HashSet::new() };
     for entry in entries {
         let who = match entry.names.first() {
             Some(name) => name.to_string(),
@@ -42,7 +47,10 @@ impl Walker<'_, '_> {
     fn check_image(&mut self, image: &ImageRef, who: &str) -> Result<(), StoreError> {
         match self.depot.root(image) {
             Ok(root) => match root.top {
-                Some(top) => self.check_node(&top, root.level(), who).map(drop),
+                Some(top) if root.splitter == Splitter::Fixed4K => {
+                    self.check_node(&top, root.level(), who).map(drop)
+                }
+                Some(_) => self.check_stream(&root, who),
                 None => Ok(()),
             },
             Err(error) => self.note(error, who),
@@ -91,9 +99,44 @@ impl Walker<'_, '_> {
         Ok(node)
     }
 
+    fn check_stream(&mut self, root: &RootRecord, who: &str) -> Result<(), StoreError> {
+        match stream::top(self.depot, root) {
+            Ok(top) => top.map_or(Ok(()), |top| self.check_stream_node(&top, who).map(drop)),
+            Err(error) => self.note(error, who),
+        }
+    }
+
+    /// Whether everything under the node is sound. What is sound as the last
+    /// of its level may not be elsewhere.
+    fn check_stream_node(&mut self, seat: &Seat, who: &str) -> Result<bool, StoreError> {
+        let key = (seat.id, seat.level, seat.len);
+        if self.sound_streams.contains(&key) {
+            return Ok(true);
+        }
+        let node = match seat.load(self.depot) {
+            Ok(node) => node,
+            Err(error) => {
+                self.note(error, who)?;
+                return Ok(false);
+            }
+        };
+        let mut is_sound = self.check_chunks(&node.chunks().collect::<Vec<_>>(), who)?;
+        for child in seat.below(&node) {
+            is_sound &= self.check_stream_node(&child, who)?;
+        }
+        if is_sound && !seat.is_last {
+            self.sound_streams.insert(key);
+        }
+        Ok(is_sound)
+    }
+
     fn check_leaf(&mut self, leaf: &Node, who: &str) -> Result<bool, StoreError> {
         let chunks: Vec<ChunkId> =
             leaf.children().iter().flatten().copied().map(ChunkId::from_bytes).collect();
+        self.check_chunks(&chunks, who)
+    }
+
+    fn check_chunks(&mut self, chunks: &[ChunkId], who: &str) -> Result<bool, StoreError> {
         let keys: Vec<ObjectKey> = chunks.iter().map(ChunkId::key).collect();
         let locations = match self.locator.locate(&keys) {
             Ok(locations) => locations,

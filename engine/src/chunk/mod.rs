@@ -1,7 +1,10 @@
-//! Chunks: pages of plaintext, hashed on all cores.
+//! Chunks: pages of plaintext, or content-defined pieces of a byte stream,
+//! hashed on all cores.
 
+mod cut;
 mod lanes;
 
+pub(crate) use cut::{CUT_MAX, CUT_MIN, cut};
 use rayon::prelude::*;
 
 use crate::id::ChunkId;
@@ -52,6 +55,17 @@ pub fn chunk_ids(pages: &[&Page]) -> Vec<ChunkId> {
 /// bytes, so this mostly costs what it costs to look at zeros.
 pub(crate) fn is_zero(page: &Page) -> bool {
     *page == ZERO_PAGE
+}
+
+/// The ids of pieces of a stream; a piece of zeros has none.
+pub(crate) fn identify_pieces(pieces: &[&[u8]]) -> Vec<Option<ChunkId>> {
+    pieces.par_iter().with_min_len(4).map(|piece| identify_piece(piece)).collect()
+}
+
+/// The id of a piece of a stream; one of zeros has none.
+fn identify_piece(piece: &[u8]) -> Option<ChunkId> {
+    let is_zero = piece.chunks(PAGE_LEN).all(|part| *part == ZERO_PAGE[..part.len()]);
+    (!is_zero).then(|| ChunkId::of(piece))
 }
 
 #[cfg(test)]

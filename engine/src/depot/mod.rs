@@ -10,6 +10,7 @@ mod nodes;
 mod pins;
 mod recover;
 mod retire;
+mod stream;
 mod whole;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};

@@ -26,7 +26,7 @@ pub(crate) struct StoredNode {
 
 impl Depot {
     /// The bytes of an object that is not a page. The caller verifies them.
-    fn object(
+    pub(super) fn object(
         &self,
         key: ObjectKey,
     ) -> Result<Option<(Location, ObjectKind, Vec<u8>)>, StoreError> {
@@ -121,6 +121,6 @@ impl NodeSource for Depot {
     }
 }
 
-fn damage_at(location: Location) -> impl FnOnce(FormatError) -> StoreError {
+pub(super) fn damage_at(location: Location) -> impl FnOnce(FormatError) -> StoreError {
     move |source| StoreError::Damaged { pack: location.pack, offset: location.span.offset, source }
 }

@@ -10,7 +10,8 @@ use crate::error::StoreError;
 use crate::id::{ChunkId, NodeId, ObjectKey, PackId, SnapshotId};
 use crate::index::Place;
 use crate::pack::{FrameKind, ObjectKind, object};
-use crate::tree::{ImageRef, Node};
+use crate::tree::stream::StreamSource;
+use crate::tree::{ImageRef, Node, Splitter};
 use crate::units::to_usize;
 
 /// A set of places.
@@ -69,10 +70,26 @@ impl Marker<'_> {
 
     fn image(&mut self, image: &ImageRef) -> Result<(), StoreError> {
         self.need(image.root.key())?;
-        match self.depot.root(image)?.top {
-            Some(top) => self.node(&top),
-            None => Ok(()),
+        let root = self.depot.root(image)?;
+        match (root.top, root.splitter) {
+            (Some(top), Splitter::Fixed4K) => self.node(&top),
+            (Some(top), Splitter::FastCdc16K) => self.stream_node(&top),
+            (None, _) => Ok(()),
         }
+    }
+
+    fn stream_node(&mut self, id: &NodeId) -> Result<(), StoreError> {
+        if let Some(place) = self.need(id.key())?
+            && !self.followed.insert(place)
+        {
+            return Ok(());
+        }
+        let node = self.depot.load_stream_node(id)?;
+        let keys: Vec<ObjectKey> = node.chunks().map(|chunk| chunk.key()).collect();
+        for place in self.depot.index().get_many(&keys)?.into_iter().flatten() {
+            self.needed.insert(place);
+        }
+        node.nodes().try_for_each(|child| self.stream_node(&child))
     }
 
     fn node(&mut self, id: &NodeId) -> Result<(), StoreError> {

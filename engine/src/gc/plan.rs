@@ -6,8 +6,8 @@ use super::mark::Places;
 use crate::depot::Depot;
 use crate::error::StoreError;
 use crate::id::{PackId, Root};
-use crate::pack::FrameKind;
-use crate::units::{PAGE_LEN, to_u64, to_usize};
+use crate::pack::EntryNo;
+use crate::units::{to_u32, to_u64, to_usize};
 
 /// How much to collect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,16 +145,20 @@ fn measure(
         live_stored_bytes: 0,
         dead_stored_bytes: 0,
     };
-    for span in &depot.directory(pack)?.frames {
+    let directory = depot.directory(pack)?;
+    for span in &directory.frames {
         let first = to_usize(u64::from(span.first.0));
         let count = to_usize(u64::from(span.count));
         let live = (first..first + count).filter(|entry| needed.contains(pack, *entry)).count();
         let (live, dead) = (to_u64(live), to_u64(count - live));
         row.live_objects += live;
         row.dead_objects += dead;
-        if span.kind == FrameKind::Pages {
-            row.live_chunk_bytes += live * to_u64(PAGE_LEN);
-            row.dead_chunk_bytes += dead * to_u64(PAGE_LEN);
+        for entry in first..first + count {
+            let len = directory.chunk_len(span, EntryNo(to_u32(entry)));
+            match needed.contains(pack, entry) {
+                true => row.live_chunk_bytes += len,
+                false => row.dead_chunk_bytes += len,
+            }
         }
         let live_bytes = u64::from(span.len) * live / u64::from(span.count).max(1);
         row.live_stored_bytes += live_bytes;

@@ -7,15 +7,22 @@ use crate::depot::Depot;
 use crate::error::{FormatError, StoreError};
 use crate::id::{ObjectKey, PackId};
 use crate::pack::frame::{self, EncodedFrame};
+use crate::pack::pieces::PieceFrame;
 use crate::pack::{Frame, FrameKind, FrameSpan, PackWriter, object, scan};
 use crate::settings::Settings;
-use crate::units::{PAGE_LEN, to_usize};
+use crate::units::{to_u32, to_usize};
 
 /// Objects that wait until they fill a frame.
 struct Gathered {
     kind: FrameKind,
     plain: Vec<u8>,
     keys: Vec<ObjectKey>,
+    /// Instead of both, in a frame of pieces.
+    pieces: PieceFrame,
+}
+
+fn empty(kind: FrameKind) -> Gathered {
+    Gathered { kind, plain: Vec::new(), keys: Vec::new(), pieces: PieceFrame::default() }
 }
 
 /// Appends what lives in `pack` to `writer`.
@@ -28,8 +35,8 @@ pub(super) fn copy_live(
 ) -> Result<(), StoreError> {
     let directory = depot.directory(pack)?;
     let file = depot.file(pack)?;
-    let empty = |kind| Gathered { kind, plain: Vec::new(), keys: Vec::new() };
-    let mut parts = [FrameKind::Pages, FrameKind::Objects, FrameKind::Catalog].map(empty);
+    let mut parts =
+        [FrameKind::Pages, FrameKind::Objects, FrameKind::Catalog, FrameKind::Pieces].map(empty);
     for span in &directory.frames {
         let first = to_usize(u64::from(span.first.0));
         let keys = &directory.keys[first..first + to_usize(u64::from(span.count))];
@@ -43,7 +50,8 @@ pub(super) fn copy_live(
         let damaged = |source| StoreError::Damaged { pack, offset: span.offset, source };
         let plain = verified(&bytes, span, keys).map_err(damaged)?;
         if !live.contains(&false) {
-            writer.append(&EncodedFrame { kind: span.kind, bytes, keys: keys.to_vec() })?;
+            let (keys, lens) = (keys.to_vec(), directory.piece_lens(span));
+            writer.append(&EncodedFrame { kind: span.kind, bytes, keys, lens })?;
             continue;
         }
         let Some(part) = parts.iter_mut().find(|part| part.kind == span.kind) else { continue };
@@ -81,26 +89,35 @@ impl Gathered {
         settings: &Settings,
     ) -> Result<(), Failure> {
         let mut plain = Vec::new();
-        if self.kind == FrameKind::Pages {
-            plain.extend_from_slice(&frame.plain[slot * PAGE_LEN..(slot + 1) * PAGE_LEN]);
-        } else {
-            let found = object::list(frame).map_err(Failure::Format)?[slot];
-            object::put(&mut plain, found.kind, found.bytes);
+        match self.kind {
+            FrameKind::Pages | FrameKind::Pieces => {
+                let chunk = frame.chunk(to_u32(slot)).ok_or(FormatError::Short);
+                plain.extend_from_slice(chunk.map_err(Failure::Format)?);
+            }
+            FrameKind::Objects | FrameKind::Catalog => {
+                let found = object::list(frame).map_err(Failure::Format)?[slot];
+                object::put(&mut plain, found.kind, found.bytes);
+            }
         }
-        if self.plain.len() + plain.len() > settings.frame_len_max {
+        let len_max = settings.frame_len_max;
+        if self.plain.len() + plain.len() > len_max || !self.pieces.has_room(&plain, len_max) {
             self.flush(writer, settings).map_err(Failure::Store)?;
         }
-        self.plain.extend_from_slice(&plain);
-        self.keys.push(key);
+        if self.kind == FrameKind::Pieces {
+            self.pieces.push(key, &plain);
+        } else {
+            self.plain.extend_from_slice(&plain);
+            self.keys.push(key);
+        }
         Ok(())
     }
 
     fn flush(&mut self, writer: &mut PackWriter, settings: &Settings) -> Result<(), StoreError> {
-        if self.keys.is_empty() {
+        let others = (std::mem::take(&mut self.plain), std::mem::take(&mut self.keys));
+        let (plain, keys) = self.pieces.take().unwrap_or(others);
+        if keys.is_empty() {
             return Ok(());
         }
-        let plain = std::mem::take(&mut self.plain);
-        let keys = std::mem::take(&mut self.keys);
         writer.append(&frame::encode(self.kind, &plain, keys, settings.zstd_level))
     }
 }

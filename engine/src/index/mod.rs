@@ -50,13 +50,16 @@ pub(crate) struct PackSummary {
     pub(crate) entries: u32,
     /// Chunks among them.
     pub(crate) chunks: u32,
+    /// Plaintext bytes of these.
+    pub(crate) chunk_bytes: u64,
 }
 
 impl PackSummary {
     pub(crate) fn of(pack: &DurablePack) -> Self {
         let chunks = u32::try_from(pack.directory.chunks()).unwrap_or(u32::MAX);
         let entries = to_u32(pack.directory.keys.len());
-        Self { file_len: pack.file_len, entries, chunks }
+        let chunk_bytes = pack.directory.chunk_bytes();
+        Self { file_len: pack.file_len, entries, chunks, chunk_bytes }
     }
 }
 

@@ -24,10 +24,11 @@ use crate::error::StoreError;
 use crate::id::{ObjectKey, PackId};
 use crate::pack::DurablePack;
 use crate::pack::fields::Fields;
+use crate::units::{PAGE_LEN, to_u64};
 
 /// Key of an object -> its place, 8 bytes.
 const ENTRIES: &str = "entries";
-/// Pack id -> its summary, 16 bytes.
+/// Pack id -> its summary, 24 bytes.
 const PACKS: &str = "packs";
 /// Key of an object whose stored bytes are bad -> nothing.
 const DISTRUSTED: &str = "distrusted";
@@ -256,11 +257,12 @@ fn decode_key(bytes: &[u8]) -> Result<ObjectKey, StoreError> {
     key.map(ObjectKey).map_err(|_| StoreError::Index("a key has a wrong length".to_owned()))
 }
 
-fn encode_summary(summary: &PackSummary) -> [u8; 16] {
-    let mut bytes = [0; 16];
+fn encode_summary(summary: &PackSummary) -> [u8; 24] {
+    let mut bytes = [0; 24];
     bytes[..8].copy_from_slice(&summary.file_len.to_le_bytes());
     bytes[8..12].copy_from_slice(&summary.entries.to_le_bytes());
-    bytes[12..].copy_from_slice(&summary.chunks.to_le_bytes());
+    bytes[12..16].copy_from_slice(&summary.chunks.to_le_bytes());
+    bytes[16..].copy_from_slice(&summary.chunk_bytes.to_le_bytes());
     bytes
 }
 
@@ -268,9 +270,13 @@ fn decode_pack(key: &[u8], value: &[u8]) -> Result<(PackId, PackSummary), StoreE
     let mut fields = Fields::new(value);
     let mut read = || {
         let pack = PackId(u64::from_be_bytes(Fields::new(key).array()?));
-        let summary =
-            PackSummary { file_len: fields.u64()?, entries: fields.u32()?, chunks: fields.u32()? };
-        Ok((pack, summary))
+        let (file_len, entries, chunks) = (fields.u64()?, fields.u32()?, fields.u32()?);
+        // Before there were streams, all chunks were pages and 16 bytes said it.
+        let chunk_bytes = match fields.is_empty() {
+            true => u64::from(chunks) * to_u64(PAGE_LEN),
+            false => fields.u64()?,
+        };
+        Ok((pack, PackSummary { file_len, entries, chunks, chunk_bytes }))
     };
     read().map_err(|error: crate::error::FormatError| StoreError::Index(error.to_string()))
 }

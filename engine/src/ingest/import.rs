@@ -89,10 +89,12 @@ impl Session {
         let begun = Instant::now();
         // Fails before the work, not after it.
         drop(self.catalog.reserve(Some(&name))?);
-        let image = if is_qcow2(input, &options)? {
-            self.import_qcow2(input, progress)?
-        } else {
-            self.import_image(input, progress)?
+        let image = match options.kind {
+            ImportKind::Stream => self.import_stream(input, progress)?,
+            ImportKind::Disk if is_qcow2(input, options.format)? => {
+                self.import_qcow2(input, progress)?
+            }
+            ImportKind::Disk => self.import_image(input, progress)?,
         };
         let role = match options.kind {
             ImportKind::Disk => Role::Disk(0),
@@ -129,7 +131,22 @@ impl Session {
         writer.finish()
     }
 
-    /// Reads `input` to its end into an image; holes are skipped.
+    /// Reads `input` from where it stands to its end, as a byte stream.
+    ///
+    /// # Errors
+    /// If it cannot be read or the stream cannot be written.
+    pub fn import_stream(
+        &mut self,
+        input: &File,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<ImageRef, StoreError> {
+        let total = length_of(input).map_err(StoreError::transfer("read input"))?;
+        let mut writer = self.stream();
+        read_parts(input, total, &mut |part| writer.append(part), progress)?;
+        writer.finish()
+    }
+
+    /// Reads `input` to its end into an image of pages; holes are skipped.
     ///
     /// # Errors
     /// If it cannot be read or the image cannot be written.
@@ -145,19 +162,19 @@ impl Session {
                 writer.finish()
             }
             None => {
-                let mut writer = self.stream();
-                copy_stream(input, &mut writer, progress)?;
+                let mut writer = self.growing_image();
+                read_parts(input, None, &mut |part| writer.append(part), progress)?;
                 writer.finish()
             }
         }
     }
 }
 
-fn is_qcow2(input: &File, options: &ImportOptions) -> Result<bool, StoreError> {
-    match (options.kind, options.format) {
-        (ImportKind::Stream, _) | (_, DiskFormat::Raw) => Ok(false),
-        (ImportKind::Disk, DiskFormat::Qcow2) => Ok(true),
-        (ImportKind::Disk, DiskFormat::Auto) => {
+fn is_qcow2(input: &File, format: DiskFormat) -> Result<bool, StoreError> {
+    match format {
+        DiskFormat::Raw => Ok(false),
+        DiskFormat::Qcow2 => Ok(true),
+        DiskFormat::Auto => {
             let is_file = input.metadata().map_err(StoreError::transfer("read input"))?.is_file();
             Ok(is_file && qcow2::is_qcow2(input)?)
         }
@@ -216,9 +233,11 @@ fn next_data(input: &File, at: u64, len: u64) -> io::Result<std::ops::Range<u64>
     Ok(start.min(len)..end.clamp(start, len.max(start)))
 }
 
-fn copy_stream(
+/// Hands over everything from where `input` stands to its end.
+fn read_parts(
     mut input: &File,
-    writer: &mut ImageWriter<'_>,
+    total: Option<u64>,
+    take: &mut dyn FnMut(&[u8]) -> Result<(), StoreError>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), StoreError> {
     let mut buffer = vec![0; BUFFER_LEN];
@@ -230,8 +249,8 @@ fn copy_stream(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(StoreError::transfer("read input")(error)),
         };
-        writer.append(&buffer[..count])?;
+        take(&buffer[..count])?;
         done += to_u64(count);
-        progress(Progress { done, total: None });
+        progress(Progress { done, total });
     }
 }

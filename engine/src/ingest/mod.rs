@@ -11,6 +11,8 @@ mod import;
 pub(crate) mod qcow2;
 mod session;
 mod sink;
+mod stream;
+mod stream_root;
 mod writer;
 
 pub use commit::{CommitOptions, Committed};
@@ -19,6 +21,8 @@ pub use import::{DiskFormat, ImportKind, ImportOptions, ImportReport};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use qcow2::read_all as read_qcow2;
 pub use session::Session;
+pub use stream::StreamWriter;
+pub use stream_root::stream_root_of;
 pub use writer::ImageWriter;
 
 /// How far a long operation has come.

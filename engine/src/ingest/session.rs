@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::sink::Sink;
+use super::stream::StreamWriter;
 use super::writer::ImageWriter;
 use crate::catalog::Catalog;
 use crate::depot::Depot;
@@ -67,9 +68,14 @@ impl Session {
         Ok(())
     }
 
-    /// Begins an image whose length is what will have been appended.
-    pub fn stream(&mut self) -> ImageWriter<'_> {
+    /// Begins an image of pages whose length is what will have been appended.
+    pub fn growing_image(&mut self) -> ImageWriter<'_> {
         ImageWriter::unbounded(&mut self.sink)
+    }
+
+    /// Begins a byte stream, which is cut by content.
+    pub fn stream(&mut self) -> StreamWriter<'_> {
+        StreamWriter::new(&mut self.sink)
     }
 
     /// Stores a short byte string as an image.

@@ -4,11 +4,14 @@
 //! Memory is bounded: a few MiB of frames wait for compression, and what is
 //! remembered about the open pack ends when the pack is sealed.
 
+mod pieces;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use self::pieces::PieceBuilder;
 use super::frames::{FrameBuilder, PlainFrame};
 use crate::chunk::Page;
 use crate::depot::{Depot, LocatorState, SessionPins};
@@ -39,6 +42,7 @@ pub(super) struct Sink {
     /// Objects in the open pack and in frames that wait for it.
     unpublished: HashSet<ObjectKey>,
     pages: FrameBuilder,
+    pieces: PieceBuilder,
     objects: FrameBuilder,
     catalog: FrameBuilder,
     locator: LocatorState,
@@ -58,6 +62,7 @@ impl Sink {
             pack: None,
             unpublished: HashSet::new(),
             pages: builder(FrameKind::Pages),
+            pieces: PieceBuilder::new(settings.frame_len_max),
             objects: builder(FrameKind::Objects),
             catalog: builder(FrameKind::Catalog),
             locator: LocatorState::default(),
@@ -110,7 +115,7 @@ impl Sink {
                 self.pages.put_page(key, *page);
                 self.totals.new_bytes += to_u64(PAGE_LEN);
                 if self.pages.full_count() >= self.waiting_frames() {
-                    self.flush_pages()?;
+                    self.flush_chunks()?;
                 }
             }
         }
@@ -129,8 +134,9 @@ impl Sink {
         self.pages.end_frame();
     }
 
-    fn flush_pages(&mut self) -> Result<(), StoreError> {
-        let frames = self.pages.take_full();
+    fn flush_chunks(&mut self) -> Result<(), StoreError> {
+        let mut frames = self.pages.take_full();
+        frames.extend(self.pieces.take_full());
         self.append(frames)?;
         let full = self.pack.as_ref().is_some_and(|pack| {
             let directory = pack.directory();
@@ -188,7 +194,9 @@ impl Sink {
         for builder in [&mut self.pages, &mut self.objects, &mut self.catalog] {
             builder.end_frame();
         }
+        self.pieces.end_frame();
         let mut frames = self.pages.take_full();
+        frames.extend(self.pieces.take_full());
         frames.extend(self.objects.take_full());
         frames.extend(self.catalog.take_full());
         self.append(frames)?;

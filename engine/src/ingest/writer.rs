@@ -46,7 +46,7 @@ impl<'s> ImageWriter<'s> {
     /// if something cannot be read or written.
     pub fn write(&mut self, first_page: u64, bytes: &[u8]) -> Result<(), StoreError> {
         let Some(len) = self.len else {
-            return Err(StoreError::Invalid("a stream is appended to, not written by page"));
+            return Err(StoreError::Invalid("a growing image is appended to, not written by page"));
         };
         let pages = pages_of(len);
         let end_page = pages_of(to_u64(bytes.len())).checked_add(first_page);
@@ -68,7 +68,7 @@ impl<'s> ImageWriter<'s> {
         self.put(first_page, bytes)
     }
 
-    /// Appends bytes to a stream.
+    /// Appends bytes to a growing image.
     ///
     /// # Errors
     /// If something cannot be read or written.

@@ -5,10 +5,11 @@
 //! ```text
 //! frame table: for each frame   total length u32 | objects u16 | kind u8 | zero u8
 //! key table:   for each object  key, 20
+//! piece table: for each chunk of a frame of pieces  length u32
 //! footer 96:
 //!   0  magic "CPPKEND1"    24  frames u32           64  tables checksum, 16
 //!   8  version u32         28  objects u32          80  footer checksum, 16
-//!  12  zero u32            32  content hash, 32
+//!  12  pieces u32          32  content hash, 32
 //!  16  pack id u64
 //! ```
 //!
@@ -16,10 +17,11 @@
 
 use super::fields::{Fields, bound, checksum};
 use super::frame::{FrameKind, HEADER_LEN};
+use super::pieces::{LEN_LEN, PieceLens};
 use crate::error::FormatError;
 use crate::id::{ObjectKey, PackId};
 use crate::units::{
-    FORMAT_VERSION, FRAME_PLAIN_LEN_MAX, PACK_ENTRIES_MAX, to_u32, to_u64, to_usize,
+    FORMAT_VERSION, FRAME_PLAIN_LEN_MAX, PACK_ENTRIES_MAX, PAGE_LEN, to_u32, to_u64, to_usize,
 };
 
 /// Bytes of a pack before its first frame.
@@ -57,6 +59,7 @@ pub(crate) struct FrameSpan {
 pub(crate) struct Directory {
     pub(crate) frames: Vec<FrameSpan>,
     pub(crate) keys: Vec<ObjectKey>,
+    pieces: PieceLens,
     /// Bytes of header and frames.
     pub(crate) content_len: u64,
 }
@@ -67,6 +70,8 @@ pub(crate) struct Footer {
     pub(crate) pack: PackId,
     pub(crate) frames: u32,
     pub(crate) entries: u32,
+    /// How many objects lie in frames of pieces.
+    pub(crate) pieces: u32,
     pub(crate) content_hash: [u8; 32],
     tables_sum: [u8; 16],
 }
@@ -90,8 +95,10 @@ impl Directory {
         Self { content_len: to_u64(PACK_HEADER_LEN), ..Self::default() }
     }
 
-    /// Adds the next frame.
-    pub(crate) fn push(&mut self, kind: FrameKind, len: u32, keys: &[ObjectKey]) {
+    /// Adds the next frame; `lens` are those of the chunks in a frame of
+    /// pieces.
+    pub(crate) fn push(&mut self, kind: FrameKind, len: u32, keys: &[ObjectKey], lens: &[u32]) {
+        self.pieces.extend(EntryNo(to_u32(self.keys.len())), lens);
         self.frames.push(FrameSpan {
             offset: self.content_len,
             len,
@@ -118,18 +125,42 @@ impl Directory {
 
     /// How many chunks it holds.
     pub(crate) fn chunks(&self) -> u64 {
-        let pages = self.frames.iter().filter(|frame| frame.kind == FrameKind::Pages);
-        pages.map(|frame| u64::from(frame.count)).sum()
+        let frames = self.frames.iter().filter(|frame| frame.kind.holds_chunks());
+        frames.map(|frame| u64::from(frame.count)).sum()
+    }
+
+    /// Plaintext bytes of all its chunks.
+    pub(crate) fn chunk_bytes(&self) -> u64 {
+        (self.chunks() - to_u64(self.pieces.count())) * to_u64(PAGE_LEN) + self.pieces.sum()
+    }
+
+    /// Plaintext bytes of an object that lies in this frame, if it is a chunk,
+    /// else nothing.
+    pub(crate) fn chunk_len(&self, frame: &FrameSpan, entry: EntryNo) -> u64 {
+        match frame.kind {
+            FrameKind::Pages => to_u64(PAGE_LEN),
+            FrameKind::Pieces => self.pieces.of(entry).map_or(0, u64::from),
+            FrameKind::Objects | FrameKind::Catalog => 0,
+        }
+    }
+
+    /// The lengths of the chunks in a frame of pieces.
+    pub(crate) fn piece_lens(&self, frame: &FrameSpan) -> Vec<u32> {
+        self.pieces.among(frame.first, frame.count).collect()
     }
 
     /// About how much memory it takes, in bytes.
     pub(crate) fn memory_len(&self) -> usize {
-        self.frames.len() * size_of::<FrameSpan>() + self.keys.len() * ObjectKey::LEN
+        self.frames.len() * size_of::<FrameSpan>()
+            + self.keys.len() * ObjectKey::LEN
+            + self.pieces.count() * size_of::<(EntryNo, u32)>()
     }
 
     /// Tables and footer, to be put behind the frames.
     pub(crate) fn trailer(&self, pack: PackId, content_hash: &[u8; 32]) -> Vec<u8> {
-        let tables_len = self.frames.len() * FRAME_ROW_LEN + self.keys.len() * ObjectKey::LEN;
+        let tables_len = self.frames.len() * FRAME_ROW_LEN
+            + self.keys.len() * ObjectKey::LEN
+            + self.pieces.count() * LEN_LEN;
         let mut out = Vec::with_capacity(tables_len + FOOTER_LEN);
         for frame in &self.frames {
             let count = u16::try_from(frame.count).expect("a frame holds fewer than 2^16 objects");
@@ -140,11 +171,12 @@ impl Directory {
         for key in &self.keys {
             out.extend_from_slice(&key.0);
         }
+        self.pieces.encode(&mut out);
         let tables_sum = checksum(TABLES_CONTEXT, &[&out]);
         let start = out.len();
         out.extend_from_slice(&FOOTER_MAGIC);
         out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&to_u32(self.pieces.count()).to_le_bytes());
         out.extend_from_slice(&pack.0.to_le_bytes());
         out.extend_from_slice(&to_u32(self.frames.len()).to_le_bytes());
         out.extend_from_slice(&to_u32(self.keys.len()).to_le_bytes());
@@ -170,8 +202,9 @@ impl Footer {
             FORMAT_VERSION => {}
             version => return Err(FormatError::Version(version)),
         }
-        fields.zeros(4, "pack footer")?;
+        let pieces = fields.u32()?;
         let footer = Self {
+            pieces,
             pack: PackId(fields.u64()?),
             frames: fields.u32()?,
             entries: fields.u32()?,
@@ -180,6 +213,7 @@ impl Footer {
         };
         bound("pack objects", u64::from(footer.entries), u64::from(PACK_ENTRIES_MAX))?;
         bound("pack frames", u64::from(footer.frames), u64::from(footer.entries))?;
+        bound("pack pieces", u64::from(footer.pieces), u64::from(footer.entries))?;
         Ok(footer)
     }
 
@@ -187,6 +221,7 @@ impl Footer {
     pub(crate) fn tables_len(&self) -> u64 {
         u64::from(self.frames) * to_u64(FRAME_ROW_LEN)
             + u64::from(self.entries) * to_u64(ObjectKey::LEN)
+            + u64::from(self.pieces) * to_u64(LEN_LEN)
     }
 
     /// Reads the tables, which must be exactly `bytes`.
@@ -199,7 +234,9 @@ impl Footer {
         }
         let frames_len = to_usize(u64::from(self.frames)) * FRAME_ROW_LEN;
         let mut rows = Fields::new(&bytes[..frames_len]);
-        let (keys, _) = bytes[frames_len..].as_chunks::<{ ObjectKey::LEN }>();
+        let keys_end = frames_len + to_usize(u64::from(self.entries)) * ObjectKey::LEN;
+        let (keys, _) = bytes[frames_len..keys_end].as_chunks::<{ ObjectKey::LEN }>();
+        let mut pieces = Fields::new(&bytes[keys_end..]);
         let keys: Vec<ObjectKey> = keys.iter().copied().map(ObjectKey).collect();
         let mut directory = Directory::empty();
         let mut first = 0;
@@ -207,9 +244,14 @@ impl Footer {
             let (kind, len, count) = parse_row(&mut rows)?;
             let after = first + usize::from(count);
             let own = keys.get(first..after).ok_or(FormatError::Field("pack objects"))?;
-            directory.push(kind, len, own);
+            let lens = match kind {
+                FrameKind::Pieces => PieceLens::parse(&mut pieces, count)?,
+                FrameKind::Pages | FrameKind::Objects | FrameKind::Catalog => Vec::new(),
+            };
+            directory.push(kind, len, own, &lens);
             first = after;
         }
+        pieces.end()?;
         if first == keys.len() { Ok(directory) } else { Err(FormatError::Field("pack objects")) }
     }
 }
@@ -234,8 +276,9 @@ mod tests {
     fn sample() -> Directory {
         let keys: Vec<_> = (0..5_u8).map(|n| ChunkId::of(&[n]).key()).collect();
         let mut directory = Directory::empty();
-        directory.push(FrameKind::Pages, 100, &keys[..3]);
-        directory.push(FrameKind::Catalog, 200, &keys[3..]);
+        directory.push(FrameKind::Pages, 100, &keys[..2], &[]);
+        directory.push(FrameKind::Pieces, 100, &keys[2..4], &[7, 65_536]);
+        directory.push(FrameKind::Catalog, 200, &keys[4..], &[]);
         directory
     }
 
@@ -254,10 +297,16 @@ mod tests {
         let directory = sample();
         let place = |entry| directory.find(EntryNo(entry)).map(|(f, slot)| (f.offset, slot));
         assert_eq!(place(0), Some((16, 0)));
-        assert_eq!(place(2), Some((16, 2)));
-        assert_eq!(place(3), Some((116, 0)));
+        assert_eq!(place(1), Some((16, 1)));
+        assert_eq!(place(3), Some((116, 1)));
+        assert_eq!(place(4), Some((216, 0)));
         assert_eq!(place(5), None);
-        assert_eq!(directory.chunks(), 3);
+        assert_eq!((directory.chunks(), directory.chunk_bytes()), (4, 2 * 4096 + 7 + 65_536));
+        let len =
+            |frame: usize, entry| directory.chunk_len(&directory.frames[frame], EntryNo(entry));
+        assert_eq!([len(0, 1), len(1, 2), len(1, 3), len(2, 4)], [4096, 7, 65_536, 0]);
+        assert_eq!(directory.piece_lens(&directory.frames[1]), [7, 65_536]);
+        assert!(directory.piece_lens(&directory.frames[2]).is_empty());
     }
 
     #[test]

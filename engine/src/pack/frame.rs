@@ -16,6 +16,7 @@ use std::cell::RefCell;
 use zstd::bulk::{Compressor, Decompressor};
 
 use super::fields::{Fields, bound, checksum};
+use super::pieces;
 use crate::error::FormatError;
 use crate::id::ObjectKey;
 use crate::units::{FRAME_PLAIN_LEN_MAX, PAGE_LEN, to_u32, to_u64, to_usize};
@@ -40,6 +41,8 @@ pub(crate) enum FrameKind {
     Objects,
     /// Snapshot records and catalog events.
     Catalog,
+    /// Chunks of streams, behind their lengths.
+    Pieces,
 }
 
 impl FrameKind {
@@ -48,7 +51,13 @@ impl FrameKind {
             Self::Pages => 1,
             Self::Objects => 2,
             Self::Catalog => 3,
+            Self::Pieces => 4,
         }
+    }
+
+    /// Whether its objects are chunks.
+    pub(crate) fn holds_chunks(self) -> bool {
+        matches!(self, Self::Pages | Self::Pieces)
     }
 
     pub(crate) fn from_code(code: u8) -> Result<Self, FormatError> {
@@ -56,6 +65,7 @@ impl FrameKind {
             1 => Ok(Self::Pages),
             2 => Ok(Self::Objects),
             3 => Ok(Self::Catalog),
+            4 => Ok(Self::Pieces),
             _ => Err(FormatError::Field("frame kind")),
         }
     }
@@ -69,6 +79,8 @@ pub(crate) struct EncodedFrame {
     pub(crate) bytes: Vec<u8>,
     /// Keys of its objects, in order.
     pub(crate) keys: Vec<ObjectKey>,
+    /// Lengths of the chunks in a frame of pieces, in order.
+    pub(crate) lens: Vec<u32>,
 }
 
 /// The decoded header of a frame.
@@ -90,13 +102,27 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// The page in a slot of a frame of pages; it is not verified yet.
-    pub(crate) fn page(&self, slot: u32) -> Option<&[u8; PAGE_LEN]> {
-        let (pages, _) = self.plain.as_chunks::<PAGE_LEN>();
+    /// The chunk in a slot; it is not verified yet.
+    pub(crate) fn chunk(&self, slot: u32) -> Option<&[u8]> {
+        let slot = to_usize(u64::from(slot));
         match self.kind {
-            FrameKind::Pages => pages.get(to_usize(u64::from(slot))),
+            FrameKind::Pages => {
+                let (pages, _) = self.plain.as_chunks::<PAGE_LEN>();
+                pages.get(slot).map(<[u8; PAGE_LEN]>::as_slice)
+            }
+            FrameKind::Pieces => pieces::list(self).ok()?.get(slot).copied(),
             FrameKind::Objects | FrameKind::Catalog => None,
         }
+    }
+
+    /// The chunk in a slot if it is as long as a page; it is not verified yet.
+    pub(crate) fn page(&self, slot: u32) -> Option<&[u8; PAGE_LEN]> {
+        self.chunk(slot)?.try_into().ok()
+    }
+
+    /// The lengths of its chunks, if it is a frame of pieces.
+    pub(crate) fn lens(&self) -> Result<Vec<u32>, FormatError> {
+        lens_in(self.kind, &self.plain, self.count)
     }
 }
 
@@ -125,7 +151,15 @@ pub(crate) fn encode(
     bytes[16..20].copy_from_slice(&to_u32(keys.len()).to_le_bytes());
     let sum = checksum(CONTEXT, &[&bytes[..CHECKED_LEN], &bytes[HEADER_LEN..]]);
     bytes[CHECKED_LEN..HEADER_LEN].copy_from_slice(&sum);
-    EncodedFrame { kind, bytes, keys }
+    let lens = lens_in(kind, plain, to_u32(keys.len())).expect("pieces come with their lengths");
+    EncodedFrame { kind, bytes, keys, lens }
+}
+
+fn lens_in(kind: FrameKind, plain: &[u8], count: u32) -> Result<Vec<u32>, FormatError> {
+    match kind {
+        FrameKind::Pieces => pieces::lens(plain, count),
+        FrameKind::Pages | FrameKind::Objects | FrameKind::Catalog => Ok(Vec::new()),
+    }
 }
 
 /// Appends the compressed form to `bytes`; false if that gains nothing.

@@ -12,6 +12,7 @@ pub(crate) mod directory;
 pub(crate) mod fields;
 pub(crate) mod frame;
 pub(crate) mod object;
+pub(crate) mod pieces;
 pub(crate) mod scan;
 pub(crate) mod write;
 

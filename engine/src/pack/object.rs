@@ -5,7 +5,7 @@
 //! ```
 
 use super::fields::{Fields, put_bytes};
-use super::frame::{Frame, FrameKind};
+use super::frame::Frame;
 use crate::error::FormatError;
 use crate::units::FRAME_PLAIN_LEN_MAX;
 
@@ -65,7 +65,7 @@ pub(crate) fn put(plain: &mut Vec<u8>, kind: ObjectKind, bytes: &[u8]) {
 
 /// All objects of a frame that does not hold pages.
 pub(crate) fn list(frame: &Frame) -> Result<Vec<Object<'_>>, FormatError> {
-    if frame.kind == FrameKind::Pages {
+    if frame.kind.holds_chunks() {
         return Err(FormatError::Field("frame kind"));
     }
     let mut fields = Fields::new(&frame.plain);

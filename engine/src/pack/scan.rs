@@ -4,6 +4,7 @@
 use super::directory::{Directory, FOOTER_LEN, Footer, FrameSpan, PACK_HEADER_LEN, pack_header};
 use super::frame::{self, Frame, FrameHeader, FrameKind, HEADER_LEN};
 use super::object::{self, Object, ObjectKind};
+use super::pieces;
 use crate::chunk::{Page, chunk_ids};
 use crate::error::{FormatError, StoreError};
 use crate::id::{ChunkId, EventId, ObjectKey, PackId, Root, SnapshotId};
@@ -73,11 +74,12 @@ fn walk(file: &dyn DiskFile, len: u64) -> std::io::Result<Directory> {
     loop {
         let offset = directory.content_len;
         let Some(bytes) = read_frame_bytes(file, offset, len)? else { return Ok(directory) };
-        let keys = frame::decode(&bytes).and_then(|frame| Ok((frame.kind, keys_of(&frame)?)));
+        let found = frame::decode(&bytes)
+            .and_then(|frame| Ok((frame.kind, keys_of(&frame)?, frame.lens()?)));
         let frame_len = crate::units::to_u32(bytes.len());
-        match keys {
-            Ok((kind, keys)) => directory.push(kind, frame_len, &keys),
-            Err(_) => directory.push(FrameKind::Objects, frame_len, &[]),
+        match found {
+            Ok((kind, keys, lens)) => directory.push(kind, frame_len, &keys, &lens),
+            Err(_) => directory.push(FrameKind::Objects, frame_len, &[], &[]),
         }
     }
 }
@@ -134,6 +136,9 @@ pub(crate) fn keys_of(frame: &Frame) -> Result<Vec<ObjectKey>, FormatError> {
             let (pages, _) = frame.plain.as_chunks::<PAGE_LEN>();
             let pages: Vec<&Page> = pages.iter().collect();
             Ok(chunk_ids(&pages).iter().map(ChunkId::key).collect())
+        }
+        FrameKind::Pieces => {
+            Ok(pieces::list(frame)?.into_iter().map(|piece| ChunkId::of(piece).key()).collect())
         }
         FrameKind::Objects | FrameKind::Catalog => {
             object::list(frame)?.iter().map(key_of).collect()

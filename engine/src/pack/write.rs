@@ -54,7 +54,7 @@ impl PackWriter {
     /// Appends a frame.
     pub(crate) fn append(&mut self, frame: &EncodedFrame) -> Result<(), StoreError> {
         self.put(self.directory.content_len, &frame.bytes)?;
-        self.directory.push(frame.kind, to_u32(frame.bytes.len()), &frame.keys);
+        self.directory.push(frame.kind, to_u32(frame.bytes.len()), &frame.keys, &frame.lens);
         Ok(())
     }
 

@@ -1,17 +1,20 @@
 //! Export: an image back into a file, holes and all.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 
 use rayon::prelude::*;
 
+use super::image::ImageReader;
 use super::map::Location;
 use super::page_reader::verified_all;
+use super::stream;
 use super::window::Window;
 use crate::chunk::Page;
 use crate::depot::Depot;
 use crate::error::{ReadCause, ReadError, StoreError};
-use crate::tree::RootRecord;
+use crate::tree::{RootRecord, Splitter};
 use crate::units::{PAGE_LEN, page_offset, pages_of, to_u64, to_usize};
 
 /// Pages exported together: 64 MiB of the image.
@@ -28,6 +31,9 @@ pub(crate) fn export(
 ) -> Result<(), StoreError> {
     out.set_len(0).map_err(StoreError::transfer("cut the output"))?;
     out.set_len(root.len).map_err(StoreError::transfer("set the length of the output"))?;
+    if root.splitter == Splitter::FastCdc16K {
+        return stream::export(depot, root, out, progress);
+    }
     let pages = pages_of(root.len);
     let mut start = 0;
     while start < pages {
@@ -38,6 +44,26 @@ pub(crate) fn export(
         progress(page_offset(start).min(root.len));
     }
     Ok(())
+}
+
+/// Bytes of an image read at once.
+const POUR_LEN: usize = 4 << 20;
+
+/// Writes every byte of an image one behind the other.
+pub(crate) fn pour(
+    image: &mut ImageReader,
+    out: &mut dyn Write,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), StoreError> {
+    let mut buffer = vec![0; POUR_LEN];
+    let mut done = 0;
+    while done < image.len() {
+        let count = image.read_at(done, &mut buffer)?;
+        out.write_all(&buffer[..count]).map_err(StoreError::transfer("write the output"))?;
+        done += to_u64(count);
+        progress(done);
+    }
+    out.flush().map_err(StoreError::transfer("write the output"))
 }
 
 fn write_window(depot: &Depot, window: &Window, len: u64, out: &File) -> Result<(), StoreError> {

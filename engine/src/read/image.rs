@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use super::map::{Extent, FrameRef, Location};
 use super::page_reader::verified;
+use super::stream::StreamReader;
 use super::window::Window;
 use crate::depot::Depot;
 use crate::error::{ReadError, StoreError};
 use crate::pack::Frame;
-use crate::tree::{ImageRef, RootRecord};
+use crate::tree::{ImageRef, RootRecord, Splitter};
 use crate::units::{PAGE_LEN, page_offset, pages_of, to_u64, to_usize};
 
 /// Pages whose places are looked up together: 64 KiB, as much as a frame, and
@@ -25,12 +26,15 @@ pub struct ImageReader {
     root: RootRecord,
     window: Option<(Range<u64>, Window)>,
     last: Option<(FrameRef, Frame)>,
+    /// Instead of both, for a byte stream.
+    stream: Option<StreamReader>,
 }
 
 impl ImageReader {
     pub(crate) fn open(depot: Arc<Depot>, image: &ImageRef) -> Result<Self, StoreError> {
         let root = depot.root(image)?;
-        Ok(Self { depot, root, window: None, last: None })
+        let stream = (root.splitter == Splitter::FastCdc16K).then(StreamReader::new);
+        Ok(Self { depot, root, window: None, last: None, stream })
     }
 
     /// Length of the image in bytes.
@@ -47,6 +51,10 @@ impl ImageReader {
     /// If a chunk cannot be had or is not what it should be.
     pub fn read_at(&mut self, offset: u64, out: &mut [u8]) -> Result<usize, StoreError> {
         let len = to_u64(out.len()).min(self.root.len.saturating_sub(offset));
+        if let Some(stream) = &mut self.stream {
+            stream.read_at(&self.depot, &self.root, offset, &mut out[..to_usize(len)])?;
+            return Ok(to_usize(len));
+        }
         let mut done = 0;
         while done < len {
             let at = offset + done;

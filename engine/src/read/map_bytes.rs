@@ -11,9 +11,8 @@ use crate::error::FormatError;
 use crate::id::{ChunkId, PackId};
 use crate::pack::fields::{Fields, bound, checksum};
 use crate::pack::frame::HEADER_LEN;
-use crate::units::{
-    FRAME_PLAIN_LEN_MAX, IMAGE_LEN_MAX, PACK_LEN_MAX, PAGE_LEN, pages_of, to_u64, to_usize,
-};
+use crate::pack::pieces::PIECES_MAX;
+use crate::units::{FRAME_PLAIN_LEN_MAX, IMAGE_LEN_MAX, PACK_LEN_MAX, pages_of, to_u64, to_usize};
 
 const MAGIC: [u8; 8] = *b"CPMAP001";
 const HEAD_LEN: usize = 48;
@@ -94,7 +93,7 @@ fn read_frame(fields: &mut Fields<'_>) -> Result<FrameRef, FormatError> {
     bound("pack id", frame.pack.0, PackId::LIMIT - 1)?;
     bound("frame offset", frame.offset, PACK_LEN_MAX)?;
     bound("frame length", u64::from(frame.len), to_u64(HEADER_LEN + FRAME_PLAIN_LEN_MAX))?;
-    bound("frame pages", u64::from(frame.count), to_u64(FRAME_PLAIN_LEN_MAX / PAGE_LEN))?;
+    bound("frame pages", u64::from(frame.count), to_u64(PIECES_MAX))?;
     if to_usize(u64::from(frame.len)) < HEADER_LEN {
         return Err(FormatError::Field("frame length"));
     }

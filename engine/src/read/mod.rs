@@ -9,9 +9,10 @@ mod map;
 mod map_build;
 mod map_bytes;
 mod page_reader;
+mod stream;
 mod window;
 
-pub(crate) use export::export;
+pub(crate) use export::{export, pour};
 pub use image::ImageReader;
 pub use map::{Extent, FrameRef, Location, PageMap};
 pub(crate) use map_build::build as build_map;

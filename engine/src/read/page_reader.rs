@@ -10,7 +10,6 @@ use crate::chunk::{Page, chunk_ids};
 use crate::error::{FormatError, ReadCause, ReadError};
 use crate::id::{ChunkId, PackId};
 use crate::io::read_exact_at;
-use crate::pack::FrameKind;
 use crate::pack::frame::{self, Frame};
 use crate::units::{to_u64, to_usize};
 
@@ -100,14 +99,11 @@ impl PageReader {
     }
 }
 
-/// Checks and decompresses a frame of pages.
+/// Checks and decompresses a frame of chunks. A page may also lie in a frame of
+/// pieces: a stream may have a chunk that is as long, and the same bytes.
 pub(super) fn decode_pages(bytes: &[u8]) -> Result<Frame, ReadCause> {
     let frame = frame::decode(bytes)?;
-    if frame.kind == FrameKind::Pages {
-        Ok(frame)
-    } else {
-        Err(FormatError::Field("frame kind").into())
-    }
+    if frame.kind.holds_chunks() { Ok(frame) } else { Err(FormatError::Field("frame kind").into()) }
 }
 
 /// The page in a slot, if it is the chunk that it should be.

@@ -80,7 +80,7 @@ fn write_the_corpus() {
     let keys = vec![crate::id::ChunkId::of(b"a").key(); 2];
     let encoded = frame::encode(FrameKind::Pages, &[1; 8192], keys.clone(), 1).bytes;
     let mut directory = crate::pack::Directory::empty();
-    directory.push(FrameKind::Pages, 200, &keys);
+    directory.push(FrameKind::Pages, 200, &keys, &[]);
     let tables = directory.trailer(crate::id::PackId(1), &[3; 32]);
     let tail = tables.len() - 32..tables.len();
     let mut objects = vec![1];

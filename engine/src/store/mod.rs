@@ -5,6 +5,7 @@ mod garbage;
 mod open;
 
 use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,8 +23,8 @@ use crate::io::Disk;
 use crate::lease::Lease;
 use crate::read::{self, ImageReader, PageMap};
 use crate::settings::Settings;
-use crate::tree::{self, ImageDiff, ImageRef};
-use crate::units::{PAGE_LEN, pages_of, to_u64};
+use crate::tree::{self, ImageDiff, ImageRef, Splitter};
+use crate::units::{pages_of, to_u64};
 
 /// An open store. Clones share it; it is closed with the last clone, session
 /// and reader.
@@ -118,6 +119,30 @@ impl Store {
         })
     }
 
+    /// Writes an image from its first byte to its last, zeros and all, to
+    /// what need not be a file. Every chunk is verified.
+    ///
+    /// # Errors
+    /// If something cannot be read or written.
+    pub fn export_to(
+        &self,
+        image: &ImageRef,
+        out: &mut dyn Write,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), StoreError> {
+        read::pour(&mut self.reader(image)?, out, &mut |done| {
+            progress(Progress { done, total: Some(image.len) });
+        })
+    }
+
+    /// Bytes of an image that are not in chunks of zeros.
+    ///
+    /// # Errors
+    /// If the image or a node of its tree is not in the store.
+    pub fn data_bytes(&self, image: &ImageRef) -> Result<u64, StoreError> {
+        tree::data_bytes(&*self.depot, &*self.depot, &self.depot.root(image)?)
+    }
+
     /// All snapshots, oldest first.
     #[must_use]
     pub fn snapshots(&self) -> Vec<Entry> {
@@ -178,11 +203,12 @@ impl Store {
     pub fn stats(&self) -> Stats {
         let packs = self.depot.packs();
         let chunks = packs.iter().map(|(_, pack)| u64::from(pack.chunks)).sum::<u64>();
+        let unique_bytes = packs.iter().map(|(_, pack)| pack.chunk_bytes).sum();
         let pack_bytes = packs.iter().map(|(_, pack)| pack.file_len).sum::<u64>();
         let entries = self.snapshots();
         Stats {
             logical_bytes: entries.iter().map(|entry| entry.record.logical_bytes()).sum(),
-            unique_bytes: chunks * to_u64(PAGE_LEN),
+            unique_bytes,
             stored_bytes: pack_bytes + self.catalog.log_len(),
             chunks,
             packs: to_u64(packs.len()),
@@ -224,12 +250,23 @@ impl Store {
         Accounts::count(&self.depot, &self.catalog)
     }
 
-    /// The pages in which two images differ; equal subtrees are not read.
+    /// The pages, or bytes of streams, in which two images differ; equal
+    /// subtrees are not read.
     ///
     /// # Errors
-    /// If an image or a node of its tree is not in the store.
+    /// If an image or a node of its tree is not in the store, or one is a
+    /// stream and the other is not.
     pub fn diff(&self, one: &ImageRef, other: &ImageRef) -> Result<ImageDiff, StoreError> {
-        tree::diff(&*self.depot, &self.depot.root(one)?, &self.depot.root(other)?)
+        let (left, right) = (self.depot.root(one)?, self.depot.root(other)?);
+        match (one.splitter, other.splitter) {
+            (Splitter::Fixed4K, Splitter::Fixed4K) => tree::diff(&*self.depot, &left, &right),
+            (Splitter::FastCdc16K, Splitter::FastCdc16K) => {
+                tree::stream::diff(&*self.depot, &left, &right)
+            }
+            _ => Err(StoreError::Invalid(
+                "one of them was cut into pages and the other as a stream: export both and compare the files",
+            )),
+        }
     }
 
     /// Reads and checks everything. What is bad is named with the snapshots

@@ -54,6 +54,7 @@ impl TreeBuilder {
         base: Option<&RootRecord>,
         source: &dyn NodeSource,
     ) -> Result<Self, StoreError> {
+        base.map_or(Ok(()), RootRecord::require_pages)?;
         let mut builder = Self { top, path: Vec::new(), base: None };
         let Some((level, id)) = base.and_then(|base| Some((base.level(), base.top?))) else {
             return Ok(builder);

@@ -11,28 +11,48 @@ use super::walk::check_level;
 use super::{FANOUT, RootRecord, span_of};
 use crate::error::StoreError;
 use crate::id::NodeId;
-use crate::units::to_u64;
+use crate::units::{PAGE_LEN, to_u64};
 
 /// Where two images differ.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageDiff {
-    /// Runs of pages that differ, ascending and never adjacent.
+    /// Runs of pages that differ, of byte streams runs of bytes; ascending and
+    /// never adjacent.
     pub runs: Vec<Range<u64>>,
+    /// How many bytes one unit of a run stands for.
+    pub unit_len: u64,
     /// Tree nodes that were read to know it.
     pub nodes_walked: u64,
 }
 
 impl ImageDiff {
-    /// Pages that differ.
+    /// No difference yet.
+    pub(super) fn of_units(unit_len: u64) -> Self {
+        Self { runs: Vec::new(), unit_len, nodes_walked: 0 }
+    }
+
+    /// Pages that differ, of byte streams bytes.
     #[must_use]
     pub fn pages(&self) -> u64 {
         self.runs.iter().map(|run| run.end - run.start).sum()
     }
 
-    fn add(&mut self, page: u64) {
+    /// Bytes that differ.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.pages() * self.unit_len
+    }
+
+    /// The runs as bytes.
+    pub fn extents(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.runs.iter().map(|run| run.start * self.unit_len..run.end * self.unit_len)
+    }
+
+    /// Adds a run behind the others.
+    pub(super) fn add(&mut self, added: Range<u64>) {
         match self.runs.last_mut() {
-            Some(run) if run.end == page => run.end += 1,
-            _ => self.runs.push(page..page + 1),
+            Some(run) if run.end == added.start => run.end = added.end,
+            _ => self.runs.push(added),
         }
     }
 }
@@ -50,7 +70,7 @@ pub(crate) fn diff(
 ) -> Result<ImageDiff, StoreError> {
     let side = |root: &RootRecord| root.top.map(|top| (top, root.level()));
     let level = one.level().max(other.level());
-    let mut comparison = Comparison { source, found: ImageDiff::default() };
+    let mut comparison = Comparison { source, found: ImageDiff::of_units(to_u64(PAGE_LEN)) };
     comparison.compare(side(one), side(other), level, 0)?;
     Ok(comparison.found)
 }
@@ -76,7 +96,7 @@ impl Comparison<'_> {
         for slot in 0..FANOUT {
             let at = first + to_u64(slot) * span;
             match level.checked_sub(1) {
-                None if left[slot] != right[slot] => self.found.add(at),
+                None if left[slot] != right[slot] => self.found.add(at..at + 1),
                 None => {}
                 Some(below) => {
                     let pick = |side: Side, children: &Children| match side {

@@ -3,34 +3,41 @@
 //! ```text
 //! splitter u8 | top level u8 | has top u8 | zero, 5 | length u64 | top node id, 32
 //! ```
+//!
+//! The top level follows from the length for pages; for streams it is zero
+//! here, and the top node itself says it.
 
 use serde::{Deserialize, Serialize};
 
 use super::top_level;
-use crate::error::FormatError;
+use crate::error::{FormatError, StoreError};
 use crate::id::{NodeId, Root};
 use crate::pack::fields::{Fields, bound};
 use crate::units::{IMAGE_LEN_MAX, pages_of};
 
-/// How an image was cut into chunks. Codes from 2 on are free; 1 is kept for
-/// content-defined chunks.
+/// How an image was cut into chunks. Codes from 2 on are free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Splitter {
     /// Aligned pages of 4 KiB.
     Fixed4K,
+    /// Content-defined chunks of 4 to 64 KiB, about 16 KiB long: for byte
+    /// streams, which no machine can run from.
+    FastCdc16K,
 }
 
 impl Splitter {
     pub(crate) fn code(self) -> u8 {
         match self {
             Self::Fixed4K => 0,
+            Self::FastCdc16K => 1,
         }
     }
 
     pub(crate) fn from_code(code: u8) -> Result<Self, FormatError> {
         match code {
             0 => Ok(Self::Fixed4K),
+            1 => Ok(Self::FastCdc16K),
             _ => Err(FormatError::Field("splitter")),
         }
     }
@@ -57,9 +64,23 @@ pub(crate) struct RootRecord {
 }
 
 impl RootRecord {
-    /// Level of the top node.
+    /// Level of the top node of an image of pages; zero for a stream, whose
+    /// top node has its level in itself.
     pub(crate) fn level(&self) -> u8 {
-        top_level(pages_of(self.len))
+        match self.splitter {
+            Splitter::Fixed4K => top_level(pages_of(self.len)),
+            Splitter::FastCdc16K => 0,
+        }
+    }
+
+    /// Refuses a stream where pages are needed.
+    pub(crate) fn require_pages(&self) -> Result<(), StoreError> {
+        match self.splitter {
+            Splitter::Fixed4K => Ok(()),
+            Splitter::FastCdc16K => Err(StoreError::Invalid(
+                "a byte stream has no pages, so no machine can use it; import the file as a disk",
+            )),
+        }
     }
 
     /// The canonical bytes.
@@ -87,7 +108,9 @@ impl RootRecord {
         };
         fields.end()?;
         let record = Self { splitter, len, top };
-        if level == record.level() && record.encode() == bytes {
+        // A stream has a node as soon as it has a byte.
+        let sensible = splitter == Splitter::Fixed4K || record.top.is_some() == (len > 0);
+        if sensible && level == record.level() && record.encode() == bytes {
             Ok(record)
         } else {
             Err(FormatError::Field("image root"))
@@ -110,6 +133,8 @@ mod tests {
         for record in [
             RootRecord { splitter: Splitter::Fixed4K, len: 5000, top },
             RootRecord { splitter: Splitter::Fixed4K, len: 0, top: None },
+            RootRecord { splitter: Splitter::FastCdc16K, len: 5000, top },
+            RootRecord { splitter: Splitter::FastCdc16K, len: 0, top: None },
         ] {
             assert_eq!(RootRecord::decode(&record.encode()), Ok(record));
         }
@@ -128,5 +153,9 @@ mod tests {
             assert!(RootRecord::decode(&bytes).is_err() || (8..16).contains(&at), "byte {at}");
         }
         assert_eq!(RootRecord::decode(&good[..47]), Err(FormatError::Short));
+        for (len, top) in [(5000, None), (0, Some(NodeId::of(b"top")))] {
+            let bad = RootRecord { splitter: Splitter::FastCdc16K, len, top };
+            assert!(RootRecord::decode(&bad.encode()).is_err());
+        }
     }
 }

@@ -4,12 +4,15 @@
 //! nodes of level `n - 1`. Zero pages and nodes without children are absent,
 //! so the id of a node depends only on the bytes it covers. The root adds the
 //! length and the splitter.
+//!
+//! Byte streams have trees of another form, in `stream`.
 
 pub(crate) mod build;
 mod diff;
 pub(crate) mod image;
 pub(crate) mod node;
 pub(crate) mod patch;
+pub(crate) mod stream;
 pub(crate) mod walk;
 
 pub(crate) use build::{NodeSink, NodeSource, TreeBuilder};
@@ -18,7 +21,7 @@ pub(crate) use diff::diff;
 pub(crate) use image::RootRecord;
 pub use image::{ImageRef, Splitter};
 pub(crate) use node::Node;
-pub(crate) use walk::walk;
+pub(crate) use walk::{data_bytes, walk};
 
 /// Children of a node.
 pub(crate) const FANOUT: usize = 128;

@@ -4,9 +4,11 @@ use std::ops::Range;
 
 use super::build::NodeSource;
 use super::node::Node;
-use super::{RootRecord, span_of};
+use super::stream::{self, StreamSource};
+use super::{RootRecord, Splitter, span_of};
 use crate::error::StoreError;
 use crate::id::{ChunkId, NodeId};
+use crate::units::{PAGE_LEN, pages_of, to_u64};
 
 /// Calls `visit` for every page in `range` that is not zero.
 pub(crate) fn walk(
@@ -15,10 +17,31 @@ pub(crate) fn walk(
     range: &Range<u64>,
     visit: &mut dyn FnMut(u64, ChunkId) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
+    root.require_pages()?;
     match root.top {
         Some(top) => walk_node(source, &top, root.level(), 0, range, visit),
         None => Ok(()),
     }
+}
+
+/// Bytes of an image, of whichever form, that are not in chunks of zeros.
+pub(crate) fn data_bytes(
+    pages: &dyn NodeSource,
+    streams: &dyn StreamSource,
+    root: &RootRecord,
+) -> Result<u64, StoreError> {
+    let mut bytes = 0;
+    match root.splitter {
+        Splitter::Fixed4K => walk(pages, root, &(0..pages_of(root.len)), &mut |_, _| {
+            bytes += to_u64(PAGE_LEN);
+            Ok(())
+        }),
+        Splitter::FastCdc16K => stream::walk(streams, root, &(0..root.len), &mut |piece| {
+            bytes += piece.chunk.map_or(0, |_| piece.len);
+            Ok(())
+        }),
+    }?;
+    Ok(bytes)
 }
 
 fn walk_node(

@@ -63,15 +63,21 @@ fn a_pipe_can_be_imported() {
     let dir = tempfile::tempdir().expect("a folder");
     let store = open(dir.path());
     let bytes = noise(3, 3 * 1024 * 1024 + 77);
-    let (reader, mut writer) = std::io::pipe().expect("a pipe");
-    let copy = bytes.clone();
-    let feeder = std::thread::spawn(move || writer.write_all(&copy));
-    let input = File::from(std::os::fd::OwnedFd::from(reader));
-    let report = import(&store, &input, "piped", ImportKind::Stream);
-    feeder.join().expect("no panic").expect("all written");
-    assert_eq!(report.logical_bytes, bytes.len() as u64);
-    let image = store.lookup("piped").expect("the snapshot").record.images[0].1;
-    assert_eq!(image, coppice_engine::tree_root_of(&bytes[..]).expect("a root"));
+    for (kind, name) in [(ImportKind::Stream, "stream"), (ImportKind::Disk, "disk")] {
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        let copy = bytes.clone();
+        let feeder = std::thread::spawn(move || writer.write_all(&copy));
+        let input = File::from(std::os::fd::OwnedFd::from(reader));
+        let report = import(&store, &input, name, kind);
+        feeder.join().expect("no panic").expect("all written");
+        assert_eq!(report.logical_bytes, bytes.len() as u64);
+        let image = store.lookup(name).expect("the snapshot").record.images[0].1;
+        let expected = match kind {
+            ImportKind::Stream => coppice_engine::stream_root_of(&bytes[..]),
+            ImportKind::Disk => coppice_engine::tree_root_of(&bytes[..]),
+        };
+        assert_eq!(image, expected.expect("a root"));
+    }
 }
 
 #[test]

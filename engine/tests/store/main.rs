@@ -9,3 +9,4 @@ mod golden;
 mod model;
 mod root;
 mod round_trip;
+mod stream;

@@ -117,7 +117,7 @@ proptest! {
         let store = Store::open_on(Arc::new(SimDisk::new()), &settings(IndexKind::Memory))
             .expect("it opens");
         let mut session = store.begin().expect("a session");
-        let mut writer = session.stream();
+        let mut writer = session.growing_image();
         let mut all = Vec::new();
         for len in pieces {
             let mut piece = vec![0; len];

@@ -139,7 +139,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// A raw or qcow2 disk image, or any file
+    /// A raw or qcow2 disk image, or any file; `-` is standard input
     pub(crate) file: PathBuf,
     /// What to call it
     #[arg(long)]
@@ -156,7 +156,8 @@ pub(crate) struct Import {
 pub(crate) enum ImportAs {
     /// A disk that machines can start from
     Disk,
-    /// Any bytes
+    /// Any bytes, cut by content: an insertion moves nothing; no machine can
+    /// use them
     Stream,
 }
 
@@ -192,7 +193,7 @@ pub(crate) struct Gc {
 pub(crate) struct Export {
     /// Name or id of the snapshot
     pub(crate) name: String,
-    /// Where to write; must not exist
+    /// Where to write; must not exist; `-` is standard output
     pub(crate) file: PathBuf,
     /// Export the guest memory of a machine snapshot
     #[arg(long, conflicts_with = "disk")]

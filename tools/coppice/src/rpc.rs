@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Both ends must agree on this number; it changes with any message.
-pub(crate) const PROTOCOL: u32 = 7;
+pub(crate) const PROTOCOL: u32 = 8;
 
 /// The first message of every connection, from the command line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -33,6 +33,8 @@ pub(crate) enum Request {
     Export {
         name: String,
         part: Part,
+        /// Write from the first byte to the last: it need not be a file.
+        in_order: bool,
     },
     Snapshots,
     Show {
@@ -256,7 +258,7 @@ pub(crate) struct ImageLine {
     pub(crate) part: String,
     pub(crate) root: String,
     pub(crate) logical_bytes: u64,
-    /// Bytes of its pages that are not zero.
+    /// Bytes of its pages or chunks that are not zero.
     pub(crate) data_bytes: u64,
 }
 
@@ -332,7 +334,7 @@ pub(crate) struct PartDifference {
     pub(crate) only_in: Option<String>,
     /// Length in both, in bytes; 0 where it is absent.
     pub(crate) logical_bytes: [u64; 2],
-    /// Bytes of the pages that differ.
+    /// Bytes of the pages, or of chunks of streams, that differ.
     pub(crate) changed_bytes: u64,
     /// Ascending, never adjacent.
     pub(crate) extents: Vec<DiffExtent>,
@@ -340,7 +342,7 @@ pub(crate) struct PartDifference {
     pub(crate) extents_left_off: u64,
 }
 
-/// Whole pages that differ.
+/// Whole pages, or parts of streams, that differ.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct DiffExtent {
     pub(crate) offset: u64,

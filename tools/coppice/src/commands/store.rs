@@ -1,6 +1,8 @@
 //! Commands about what the store holds.
 
 use std::fs::File;
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -37,7 +39,14 @@ pub(super) fn import(client: &Client, options: &Import, out: Output) -> Result<(
     })
 }
 
+/// Stands for standard input or output.
+const STANDARD: &str = "-";
+
 fn open_input(path: &Path) -> Result<File> {
+    if path.as_os_str() == STANDARD {
+        let input = std::io::stdin();
+        return Ok(File::from(input.as_fd().try_clone_to_owned().context("no standard input")?));
+    }
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     if file.metadata()?.is_dir() {
         bail!("{} is a folder: give a disk image or another file", path.display());
@@ -51,12 +60,31 @@ pub(super) fn export(client: &Client, options: &Export, out: Output) -> Result<(
         (false, Some(index)) => Part::Disk(index),
         (false, None) => Part::Main,
     };
+    if options.file.as_os_str() == STANDARD {
+        return pour(client, &options.name, part);
+    }
     let file = new_output(&options.file)?;
     let bar = Bar::new();
-    let request = Request::Export { name: options.name.clone(), part };
+    let request = Request::Export { name: options.name.clone(), part, in_order: false };
     let answer = client.ask(request, &with_file(&file), &mut |step| bar.show(&step));
     drop(bar);
     written(answer.map(|(reply, _)| reply), &options.file, out)
+}
+
+/// Writes to standard output. What there is to tell goes to standard error.
+fn pour(client: &Client, name: &str, part: Part) -> Result<()> {
+    let out = std::io::stdout();
+    if out.is_terminal() {
+        bail!("standard output is a terminal: send the bytes to a file or another program");
+    }
+    let file = File::from(out.as_fd().try_clone_to_owned().context("no standard output")?);
+    let bar = Bar::new();
+    let request = Request::Export { name: name.to_owned(), part, in_order: true };
+    let (reply, _) = client.ask(request, &with_file(&file), &mut |step| bar.show(&step))?;
+    drop(bar);
+    let Reply::Exported { bytes: count, seconds } = reply else { return unexpected(&reply) };
+    eprintln!("{name}: {} written in {seconds:.1} s", bytes(count));
+    Ok(())
 }
 
 pub(super) fn dump_memory(

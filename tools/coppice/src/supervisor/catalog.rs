@@ -54,7 +54,7 @@ impl Supervisor {
     pub(crate) fn export(
         &self,
         name: &str,
-        part: Part,
+        (part, in_order): (Part, bool),
         out: &File,
         report: &mut dyn FnMut(Progress),
     ) -> Result<Reply> {
@@ -63,7 +63,12 @@ impl Supervisor {
         let image = choose(&entry, part).with_context(|| {
             format!("{name} has no such part: `coppice show {name}` lists them")
         })?;
-        self.store.export(&image, out, &mut |step| report(bytes_step("exporting", step)))?;
+        let mut step = |step| report(bytes_step("exporting", step));
+        if in_order {
+            self.store.export_to(&image, &mut &*out, &mut step)?;
+        } else {
+            self.store.export(&image, out, &mut step)?;
+        }
         Ok(Reply::Exported { bytes: image.len, seconds: begun.elapsed().as_secs_f64() })
     }
 
@@ -84,7 +89,7 @@ impl Supervisor {
                     part: part_name(*role),
                     root: image.root.to_string(),
                     logical_bytes: image.len,
-                    data_bytes: self.store.page_map(image)?.stored_pages() * 4096,
+                    data_bytes: self.store.data_bytes(image)?,
                 })
             })
             .collect::<Result<_>>()?;

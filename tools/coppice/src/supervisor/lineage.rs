@@ -13,8 +13,6 @@ use crate::rpc::{
     DiffExtent, Difference, LineageLine, PartDifference, Reply, SnapshotUsage, Usage,
 };
 
-const PAGE: u64 = 4096;
-
 /// Extents told of one part; more would not fit a message.
 const EXTENTS_MAX: usize = 1 << 20;
 
@@ -66,16 +64,13 @@ impl Supervisor {
         right: &ImageRef,
     ) -> Result<(PartDifference, u64)> {
         let found = self.store.diff(left, right)?;
-        let told = found.runs.iter().take(EXTENTS_MAX);
-        let extents = told.map(|run| DiffExtent {
-            offset: run.start * PAGE,
-            length: (run.end - run.start) * PAGE,
-        });
+        let told = found.extents().take(EXTENTS_MAX);
+        let extents = told.map(|run| DiffExtent { offset: run.start, length: run.end - run.start });
         let part = PartDifference {
             part: part_name(role),
             only_in: None,
             logical_bytes: [left.len, right.len],
-            changed_bytes: found.pages() * PAGE,
+            changed_bytes: found.bytes(),
             extents: extents.collect(),
             extents_left_off: u64::try_from(found.runs.len().saturating_sub(EXTENTS_MAX))?,
         };

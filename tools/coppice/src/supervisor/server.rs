@@ -142,8 +142,8 @@ fn answer(
         Request::Import { name, stream, format } => {
             supervisor.import(&name, (stream, format), &one_file(received)?, report)?
         }
-        Request::Export { name, part } => {
-            supervisor.export(&name, part, &one_file(received)?, report)?
+        Request::Export { name, part, in_order } => {
+            supervisor.export(&name, (part, in_order), &one_file(received)?, report)?
         }
         Request::Snapshots => Reply::Snapshots(supervisor.snapshots()?),
         Request::Show { name } => Reply::Shown(Box::new(supervisor.show(&name)?)),
