@@ -19,3 +19,4 @@ pub mod machine;
 pub mod mapping;
 pub mod orders;
 pub mod pools;
+pub mod primitives;

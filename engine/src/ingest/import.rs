@@ -3,12 +3,14 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Instant;
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use serde::Serialize;
 
+use super::gather::BATCH_PAGES;
 use super::qcow2::{self, Qcow2};
 use super::{CommitOptions, ImageWriter, Progress, Session};
 use crate::catalog::{Role, SnapshotRecord};
@@ -17,8 +19,10 @@ use crate::id::{Name, Root, SnapshotId};
 use crate::tree::ImageRef;
 use crate::units::{PAGE_LEN, to_u64, to_usize};
 
-/// Bytes read at once.
-const BUFFER_LEN: usize = 4 << 20;
+/// Bytes read at once: what is hashed together.
+const BUFFER_LEN: usize = BATCH_PAGES * PAGE_LEN;
+/// Pieces of a file that are read before they are asked for.
+const PIECES_AHEAD: usize = 2;
 
 /// What an imported file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,29 +197,53 @@ fn length_of(input: &File) -> io::Result<Option<u64>> {
     }
 }
 
+/// Copies the data of a file. It is read on a thread of its own, a few
+/// pieces ahead.
 fn copy_file(
     input: &File,
     len: u64,
     writer: &mut ImageWriter<'_>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), StoreError> {
-    let mut buffer = vec![0; BUFFER_LEN];
+    std::thread::scope(|scope| {
+        let (pieces, received) = sync_channel(PIECES_AHEAD);
+        let reader = scope.spawn(move || read_pieces(input, len, &pieces));
+        for Piece { start, bytes } in received {
+            let done = start + to_u64(bytes.len());
+            writer.write_owned(start / to_u64(PAGE_LEN), bytes)?;
+            progress(Progress { done, total: Some(len) });
+        }
+        let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        read.map_err(StoreError::transfer("read input"))?;
+        progress(Progress { done: len, total: Some(len) });
+        Ok(())
+    })
+}
+
+/// A part of a file that is no hole.
+struct Piece {
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+/// Reads until the end, or until nobody wants more.
+fn read_pieces(input: &File, len: u64, pieces: &SyncSender<Piece>) -> io::Result<()> {
     let mut at = 0;
     while at < len {
-        let data = next_data(input, at, len).map_err(StoreError::transfer("read input"))?;
+        let data = next_data(input, at, len)?;
         // Pages are written whole, so data begins and ends at pages.
         let mut start = data.start - data.start % to_u64(PAGE_LEN);
         let end = data.end.next_multiple_of(to_u64(PAGE_LEN)).min(len);
         while start < end {
             let count = to_usize((end - start).min(to_u64(BUFFER_LEN)));
-            let part = &mut buffer[..count];
-            input.read_exact_at(part, start).map_err(StoreError::transfer("read input"))?;
-            writer.write(start / to_u64(PAGE_LEN), part)?;
+            let mut bytes = vec![0; count];
+            input.read_exact_at(&mut bytes, start)?;
+            if pieces.send(Piece { start, bytes }).is_err() {
+                return Ok(());
+            }
             start += to_u64(count);
-            progress(Progress { done: start, total: Some(len) });
         }
         at = end.max(data.end);
-        progress(Progress { done: at.min(len), total: Some(len) });
     }
     Ok(())
 }

@@ -4,15 +4,19 @@
 //! folder, publish to the index, append to the root log, flush. A session that
 //! never commits leaves packs behind that no root names.
 
+mod appender;
 mod commit;
 mod compute;
 mod frames;
+mod gather;
 mod import;
+mod packer;
 pub(crate) mod qcow2;
 mod session;
 mod sink;
 mod stream;
 mod stream_root;
+mod task;
 mod writer;
 
 pub use commit::{CommitOptions, Committed};

@@ -1,30 +1,26 @@
-//! Where a session's new objects go: deduplicated, framed, compressed on all
-//! cores and appended to the session's open pack.
+//! Where a session's new objects go: deduplicated, framed, and handed to the
+//! packer, which compresses and writes them.
 //!
-//! Memory is bounded: a few MiB of frames wait for compression, and what is
-//! remembered about the open pack ends when the pack is sealed.
+//! Memory is bounded: what is remembered about a pack ends when the pack is
+//! published, and at most one is being published while the next one fills.
 
 mod pieces;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use rayon::prelude::*;
-
 use self::pieces::PieceBuilder;
-use super::frames::{FrameBuilder, PlainFrame};
+use super::frames::FrameBuilder;
+use super::packer::Packer;
 use crate::chunk::Page;
 use crate::depot::{Depot, LocatorState, SessionPins};
 use crate::error::{ErrorKind, StoreError};
 use crate::id::{ChunkId, NodeId, ObjectKey};
-use crate::pack::{FrameKind, ObjectKind, PackWriter, frame};
+use crate::pack::{FrameKind, ObjectKind};
 use crate::settings::Settings;
 use crate::tree::patch::Patch;
 use crate::tree::{ImageRef, Node, NodeSink, NodeSource, RootRecord};
-use crate::units::{PAGE_LEN, to_u64, to_usize};
-
-/// Full frames that wait before they are compressed together.
-const WAITING_FRAMES: usize = 64;
+use crate::units::{PAGE_LEN, to_u64};
 
 /// What a session has added so far.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -37,16 +33,17 @@ pub(super) struct Totals {
 #[derive(Debug)]
 pub(super) struct Sink {
     depot: Arc<Depot>,
-    settings: Settings,
-    pack: Option<PackWriter>,
+    packer: Packer,
     /// Objects in the open pack and in frames that wait for it.
     unpublished: HashSet<ObjectKey>,
+    /// Objects in the pack that is being published.
+    publishing: HashSet<ObjectKey>,
     pages: FrameBuilder,
     pieces: PieceBuilder,
     objects: FrameBuilder,
     catalog: FrameBuilder,
     locator: LocatorState,
-    pins: SessionPins,
+    pins: Arc<SessionPins>,
     /// Images that this session completed.
     made: HashSet<ImageRef>,
     pub(super) totals: Totals,
@@ -55,19 +52,20 @@ pub(super) struct Sink {
 impl Sink {
     pub(super) fn new(depot: Arc<Depot>, settings: Settings) -> Self {
         let builder = |kind| FrameBuilder::new(kind, settings.frame_len_max);
+        let pins = Arc::new(SessionPins::begin(depot.clone()));
         Self {
             made: HashSet::new(),
-            pins: SessionPins::begin(depot.clone()),
-            depot,
-            pack: None,
             unpublished: HashSet::new(),
+            publishing: HashSet::new(),
             pages: builder(FrameKind::Pages),
             pieces: PieceBuilder::new(settings.frame_len_max),
             objects: builder(FrameKind::Objects),
             catalog: builder(FrameKind::Catalog),
             locator: LocatorState::default(),
             totals: Totals::default(),
-            settings,
+            packer: Packer::new(depot.clone(), pins.clone(), settings),
+            depot,
+            pins,
         }
     }
 
@@ -75,17 +73,22 @@ impl Sink {
         &self.depot
     }
 
+    /// Whether this session stored the object and it is in no index yet.
+    fn is_unpublished(&self, key: &ObjectKey) -> bool {
+        self.unpublished.contains(key) || self.publishing.contains(key)
+    }
+
     /// Which of these objects the store does not have yet.
     fn missing(&mut self, keys: &[ObjectKey]) -> Result<Vec<bool>, StoreError> {
         let doubt = self.depot.distrusts_any();
         let unknown: Vec<ObjectKey> =
-            keys.iter().filter(|key| !self.unpublished.contains(*key)).copied().collect();
+            keys.iter().filter(|key| !self.is_unpublished(key)).copied().collect();
         let mut places = self.locator.find(&self.depot, &unknown)?;
         self.pins.claim(&mut places);
         let mut places = places.into_iter();
         let mut answer = Vec::with_capacity(keys.len());
         for key in keys {
-            let missing = if self.unpublished.contains(key) {
+            let missing = if self.is_unpublished(key) {
                 false
             } else {
                 let place = places.next().flatten();
@@ -114,19 +117,12 @@ impl Sink {
             if missing && self.unpublished.insert(key) {
                 self.pages.put_page(key, *page);
                 self.totals.new_bytes += to_u64(PAGE_LEN);
-                if self.pages.full_count() >= self.waiting_frames() {
-                    self.flush_chunks()?;
+                if self.pages.full_count() > 0 {
+                    self.pack_chunks()?;
                 }
             }
         }
         Ok(())
-    }
-
-    /// Full frames that may wait, so that small packs stay small.
-    fn waiting_frames(&self) -> usize {
-        let pages_per_frame = self.settings.frame_len_max / PAGE_LEN;
-        let objects_max = to_usize(u64::from(self.settings.pack_objects_max));
-        (objects_max / pages_per_frame).clamp(1, WAITING_FRAMES)
     }
 
     /// Ends the frame of pages, so that images do not share frames.
@@ -134,30 +130,37 @@ impl Sink {
         self.pages.end_frame();
     }
 
-    fn flush_chunks(&mut self) -> Result<(), StoreError> {
-        let mut frames = self.pages.take_full();
-        frames.extend(self.pieces.take_full());
-        self.append(frames)?;
-        let full = self.pack.as_ref().is_some_and(|pack| {
-            let directory = pack.directory();
-            directory.content_len >= self.settings.pack_len_max
-                || directory.keys.len() >= to_usize(u64::from(self.settings.pack_objects_max))
-        });
-        if full { self.seal() } else { Ok(()) }
+    fn pack_chunks(&mut self) -> Result<(), StoreError> {
+        let pieces = self.pieces.take_full();
+        self.pages.take_full().into_iter().chain(pieces).try_for_each(|f| self.packer.put(f))?;
+        if self.packer.is_full() { self.end_pack() } else { Ok(()) }
     }
 
-    fn append(&mut self, frames: Vec<PlainFrame>) -> Result<(), StoreError> {
-        if frames.is_empty() {
+    /// Objects wait for the end of the pack, so that they lie together,
+    /// unless there are very many beside few pages.
+    fn pack_objects(&mut self) -> Result<(), StoreError> {
+        if self.objects.full_count() < self.packer.waiting_frames() {
             return Ok(());
         }
-        let level = self.settings.zstd_level;
-        let encode = |plain: PlainFrame| frame::encode(plain.kind, &plain.plain, plain.keys, level);
-        let encoded: Vec<_> = frames.into_par_iter().map(encode).collect();
-        let pack = match &mut self.pack {
-            Some(pack) => pack,
-            none => none.insert(self.depot.begin_pack()?),
-        };
-        encoded.iter().try_for_each(|frame| pack.append(frame))
+        self.objects.take_full().into_iter().try_for_each(|frame| self.packer.put(frame))?;
+        if self.packer.is_full() { self.end_pack() } else { Ok(()) }
+    }
+
+    /// Ends the open pack; it is published while the next one fills.
+    fn end_pack(&mut self) -> Result<(), StoreError> {
+        for builder in [&mut self.pages, &mut self.objects, &mut self.catalog] {
+            builder.end_frame();
+        }
+        self.pieces.end_frame();
+        let mut frames = self.pages.take_full();
+        frames.extend(self.pieces.take_full());
+        frames.extend(self.objects.take_full());
+        frames.extend(self.catalog.take_full());
+        frames.into_iter().try_for_each(|frame| self.packer.put(frame))?;
+        self.packer.end_pack()?;
+        self.totals.stored_bytes += self.packer.wait_sealed(1)?;
+        self.publishing = std::mem::take(&mut self.unpublished);
+        Ok(())
     }
 
     /// Stores the root of an image.
@@ -191,20 +194,9 @@ impl Sink {
 
     /// Makes everything so far durable and known to the index.
     pub(super) fn seal(&mut self) -> Result<(), StoreError> {
-        for builder in [&mut self.pages, &mut self.objects, &mut self.catalog] {
-            builder.end_frame();
-        }
-        self.pieces.end_frame();
-        let mut frames = self.pages.take_full();
-        frames.extend(self.pieces.take_full());
-        frames.extend(self.objects.take_full());
-        frames.extend(self.catalog.take_full());
-        self.append(frames)?;
-        if let Some(pack) = self.pack.take() {
-            let (_, file_len) = self.depot.publish(pack, Some(&self.pins))?;
-            self.totals.stored_bytes += file_len;
-        }
-        self.unpublished.clear();
+        self.end_pack()?;
+        self.totals.stored_bytes += self.packer.wait_sealed(0)?;
+        self.publishing.clear();
         Ok(())
     }
 
@@ -213,7 +205,7 @@ impl Sink {
     fn is_readable(&mut self, id: NodeId) -> Result<bool, StoreError> {
         let mut next = Some(id);
         while let Some(node) = next {
-            if self.unpublished.contains(&node.key()) {
+            if self.is_unpublished(&node.key()) {
                 return Ok(true);
             }
             if self.is_missing(node.key())? {
@@ -277,14 +269,6 @@ impl NodeSink for Sink {
         if self.unpublished.insert(key) {
             self.objects.put_object(key, kind, &bytes);
         }
-        Ok(())
-    }
-}
-
-impl Drop for Sink {
-    fn drop(&mut self) {
-        if let Some(pack) = self.pack.take() {
-            self.depot.abandon(pack.path());
-        }
+        self.pack_objects()
     }
 }

@@ -1,25 +1,32 @@
 //! Writing one image, page by page in ascending order.
 
+use super::gather::{Batch, Gatherer};
 use super::sink::Sink;
-use crate::chunk::{self, Page};
+use crate::chunk::Page;
 use crate::error::StoreError;
+use crate::id::ChunkId;
 use crate::tree::{ImageRef, RootRecord, Splitter, TreeBuilder, top_level};
 use crate::units::{IMAGE_LEN_MAX, PAGE_LEN, pages_of, to_u64, to_usize};
 
-/// Pages hashed together.
-const BATCH_PAGES: usize = 1024;
-
-/// An image that is being written.
+/// An image that is being written. Pages are hashed and stored some time after
+/// they were given, so an error may be that of an earlier write.
 #[derive(Debug)]
 pub struct ImageWriter<'s> {
-    sink: &'s mut Sink,
-    tree: TreeBuilder,
+    gatherer: Gatherer,
+    part: Part<'s>,
     /// `None` while the length grows with what is appended.
     len: Option<u64>,
-    has_base: bool,
     next_page: u64,
     /// Appended bytes that are not a whole page yet.
     rest: Vec<u8>,
+}
+
+/// Where hashed pages go.
+#[derive(Debug)]
+struct Part<'s> {
+    sink: &'s mut Sink,
+    tree: TreeBuilder,
+    has_base: bool,
 }
 
 impl<'s> ImageWriter<'s> {
@@ -30,12 +37,15 @@ impl<'s> ImageWriter<'s> {
     ) -> Result<Self, StoreError> {
         let tree = TreeBuilder::new(top_level(pages_of(len)), base, sink)?;
         let has_base = base.is_some_and(|base| base.top.is_some());
-        Ok(Self { sink, tree, len: Some(len), has_base, next_page: 0, rest: Vec::new() })
+        Ok(Self::new(Part { sink, tree, has_base }, Some(len)))
     }
 
     pub(super) fn unbounded(sink: &'s mut Sink) -> Self {
-        let tree = TreeBuilder::unbounded();
-        Self { sink, tree, len: None, has_base: false, next_page: 0, rest: Vec::new() }
+        Self::new(Part { sink, tree: TreeBuilder::unbounded(), has_base: false }, None)
+    }
+
+    fn new(part: Part<'s>, len: Option<u64>) -> Self {
+        Self { gatherer: Gatherer::default(), part, len, next_page: 0, rest: Vec::new() }
     }
 
     /// Writes whole pages from `first_page` on. Only the last page of the
@@ -45,6 +55,24 @@ impl<'s> ImageWriter<'s> {
     /// If pages do not come in ascending order or lie outside the image, or
     /// if something cannot be read or written.
     pub fn write(&mut self, first_page: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        self.check(first_page, bytes)?;
+        self.put(first_page, bytes)
+    }
+
+    /// As [`ImageWriter::write`], for bytes that the caller does not need any
+    /// more: up to 4 MiB of them are not copied.
+    ///
+    /// # Errors
+    /// As [`ImageWriter::write`].
+    pub fn write_owned(&mut self, first_page: u64, bytes: Vec<u8>) -> Result<(), StoreError> {
+        self.check(first_page, &bytes)?;
+        self.next_page = first_page + pages_of(to_u64(bytes.len()));
+        let part = &mut self.part;
+        self.gatherer.put_owned(first_page, bytes, &mut |batch| part.store(&batch))
+    }
+
+    /// Whether these pages may come next.
+    fn check(&self, first_page: u64, bytes: &[u8]) -> Result<(), StoreError> {
         let Some(len) = self.len else {
             return Err(StoreError::Invalid("a growing image is appended to, not written by page"));
         };
@@ -65,7 +93,7 @@ impl<'s> ImageWriter<'s> {
         if bytes[bytes.len() - beyond..].iter().any(|byte| *byte != 0) {
             return Err(StoreError::Invalid("bytes beyond the end of the image must be zero"));
         }
-        self.put(first_page, bytes)
+        Ok(())
     }
 
     /// Appends bytes to a growing image.
@@ -94,33 +122,9 @@ impl<'s> ImageWriter<'s> {
     }
 
     fn put(&mut self, first_page: u64, bytes: &[u8]) -> Result<(), StoreError> {
-        let mut page = first_page;
-        for batch in bytes.chunks(BATCH_PAGES * PAGE_LEN) {
-            let mut tail = [0; PAGE_LEN];
-            let pages = chunk::split(batch, &mut tail);
-            self.put_batch(page, &pages)?;
-            page += to_u64(pages.len());
-        }
-        self.next_page = self.next_page.max(page);
-        Ok(())
-    }
-
-    fn put_batch(&mut self, first_page: u64, pages: &[&Page]) -> Result<(), StoreError> {
-        let ids = chunk::identify(pages);
-        let mut candidates = Vec::with_capacity(pages.len());
-        for ((page, id), number) in pages.iter().zip(ids).zip(first_page..) {
-            if id.is_none() && !self.has_base {
-                continue;
-            }
-            let before = if self.has_base { self.tree.get(number, self.sink)? } else { None };
-            if before != id {
-                self.tree.set(number, id, self.sink)?;
-            }
-            if let Some(id) = id.filter(|id| before != Some(*id) || self.sink.doubts(id)) {
-                candidates.push((id, *page));
-            }
-        }
-        self.sink.put_pages(&candidates)
+        self.next_page = first_page + pages_of(to_u64(bytes.len()));
+        let part = &mut self.part;
+        self.gatherer.put(first_page, bytes, &mut |batch| part.store(&batch))
     }
 
     /// Completes the image.
@@ -137,10 +141,33 @@ impl<'s> ImageWriter<'s> {
                 len
             }
         };
-        self.sink.end_pages();
-        let top = self.tree.finish(top_level(pages_of(len)), self.sink)?;
+        let mut part = self.part;
+        self.gatherer.finish(&mut |batch| part.store(&batch))?;
+        let Part { sink, tree, .. } = part;
+        sink.end_pages();
+        let top = tree.finish(top_level(pages_of(len)), sink)?;
         let root = RootRecord { splitter: Splitter::Fixed4K, len, top };
-        self.sink.put_root(&root)?;
+        sink.put_root(&root)?;
         Ok(root.image())
+    }
+}
+
+impl Part<'_> {
+    /// Puts pages into the tree, and those that are new into the store.
+    fn store(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        let mut candidates: Vec<(ChunkId, &Page)> = Vec::new();
+        for (number, id, page) in batch.pages() {
+            if id.is_none() && !self.has_base {
+                continue;
+            }
+            let before = if self.has_base { self.tree.get(number, self.sink)? } else { None };
+            if before != id {
+                self.tree.set(number, id, self.sink)?;
+            }
+            if let Some(id) = id.filter(|id| before != Some(*id) || self.sink.doubts(id)) {
+                candidates.push((id, page));
+            }
+        }
+        self.sink.put_pages(&candidates)
     }
 }

@@ -4,10 +4,11 @@
 use std::path::{Path, PathBuf};
 
 use coppice_engine::{
-    CommitOptions, ImageRef, IndexKind, PAGE_LEN, Role, SnapshotRecord, Store, tree_root_of,
+    CommitOptions, ImageRef, IndexKind, PAGE_LEN, Role, Settings, SnapshotRecord, Store,
+    tree_root_of,
 };
 
-use crate::common::{name, named, noise, open, read_all, settings, soft_pages};
+use crate::common::{name, named, noise, open, read_all, record_of, settings, soft_pages};
 
 /// The roots of its memory images, in the order of the names below.
 const ROOTS: [&str; 2] = [
@@ -129,5 +130,56 @@ fn the_same_input_gives_the_same_packs() {
         let one = std::fs::read(one.path().join(file)).expect("a file");
         let other = std::fs::read(other.path().join(file)).expect("a file");
         assert!(one == other, "{file}");
+    }
+}
+
+/// A store of several packs, written by a pool of so many threads.
+fn written_by(threads: usize) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a folder");
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+    pool.install(|| {
+        let settings = Settings { pack_objects_max: 1500, ..settings(IndexKind::Memory) };
+        let store = Store::open(dir.path(), &settings).expect("a store");
+        // Pages that are new, repeated in the session, zero, hard and soft.
+        let mut bytes = soft_pages(1, 3000);
+        bytes.extend(noise(2, 2500 * PAGE_LEN));
+        bytes.extend_from_within(100 * PAGE_LEN..900 * PAGE_LEN);
+        bytes.resize(bytes.len() + 300 * PAGE_LEN, 0);
+        bytes.extend(soft_pages(3, 1700));
+        let mut session = store.begin().expect("a session");
+        let mut writer = session.image(bytes.len() as u64, None).expect("an image");
+        // The length of a write makes no difference either.
+        let mut page = 0;
+        for part in bytes.chunks((37 + 13 * threads) * PAGE_LEN) {
+            writer.write(page, part).expect("a write");
+            page += (part.len() / PAGE_LEN) as u64;
+        }
+        let image = writer.finish().expect("an image");
+        session.commit(&record_of(image), named("it")).expect("a commit");
+        assert_eq!(image, tree_root_of(&bytes[..]).expect("a root"));
+    });
+    dir
+}
+
+fn packs_of(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let packs = std::fs::read_dir(dir.join("packs")).expect("the packs");
+    let mut packs: Vec<_> = packs
+        .map(|pack| {
+            let path = pack.expect("an entry").path();
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            (name, std::fs::read(path).expect("a pack"))
+        })
+        .collect();
+    packs.sort();
+    packs
+}
+
+#[test]
+fn the_number_of_threads_makes_no_difference() {
+    let one = packs_of(written_by(1).path());
+    assert!(one.len() >= 4, "{} packs", one.len());
+    for threads in [2, 8] {
+        let other = packs_of(written_by(threads).path());
+        assert!(one == other, "{threads} threads");
     }
 }

@@ -56,8 +56,8 @@ impl Sink {
             if missing && self.unpublished.insert(key) {
                 self.pieces.put(key, piece);
                 self.totals.new_bytes += to_u64(piece.len());
-                if self.pieces.full.len() >= self.waiting_frames() {
-                    self.flush_chunks()?;
+                if !self.pieces.full.is_empty() {
+                    self.pack_chunks()?;
                 }
             }
         }
@@ -76,6 +76,6 @@ impl StreamSink for Sink {
         if self.is_missing(key)? && self.unpublished.insert(key) {
             self.objects.put_object(key, ObjectKind::Node, &node.encode());
         }
-        Ok(())
+        self.pack_objects()
     }
 }
