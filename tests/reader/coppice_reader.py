@@ -4,12 +4,14 @@
     coppice_reader.py STORE list               snapshots as JSON
     coppice_reader.py STORE verify             every pack, frame, object and entry
     coppice_reader.py STORE export NAME FILE [--part disk0|memory|state|stream]
+    coppice_reader.py STORE root NAME          root of a byte stream, from its bytes alone
 
 Nothing is believed before its checksum or hash was computed. Any difference
 from the page ends the program with one line and exit code 1.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import struct
@@ -23,9 +25,13 @@ PLAIN_MAX = 1 << 20
 ENTRIES_MAX = 1 << 24
 PACK_MAX = 1 << 40
 IMAGE_MAX = 1 << 44
+CUT_MIN, CUT_AVERAGE, CUT_MAX = 4096, 16384, 65536
+PIECES_MAX = 4096
+CHILDREN_MIN, CHILDREN_MAX, ENDS_FROM = 4, 256, 252
+ZEROS = bytes(32)
 PACK_ID_LIMIT = 1 << 40
 ROLES = {1: "memory", 2: "disk", 3: "state", 4: "stream"}
-PAGES, OBJECTS, CATALOG = 1, 2, 3
+PAGES, OBJECTS, CATALOG, PIECES = 1, 2, 3, 4
 NODE, PATCH, ROOT, SNAPSHOT, EVENT = 1, 2, 3, 4, 5
 COMMIT, TAG, UNTAG, DROP = 1, 2, 3, 4
 
@@ -86,7 +92,7 @@ def parse_frame(data, where):
     codec, kind, cipher = data[4], data[5], data[6]
     stored_len, plain_len, count = struct.unpack_from("<III", data, 8)
     need(data[7] == 0 and not any(data[20:24]), f"{where}: frame header")
-    need(codec in (0, 1) and kind in (1, 2, 3) and cipher == 0, f"{where}: frame header")
+    need(codec in (0, 1) and PAGES <= kind <= PIECES and cipher == 0, f"{where}: frame header")
     need(not any(data[24:64]), f"{where}: nonce or tag without a cipher")
     need(stored_len <= plain_len <= PLAIN_MAX, f"{where}: frame lengths")
     need(len(data) == 80 + stored_len, f"{where}: length of the frame")
@@ -99,7 +105,12 @@ def parse_frame(data, where):
         need(size == plain_len, f"{where}: would decompress to {size} bytes")
         plain = zstandard.ZstdDecompressor().decompress(stored, max_output_size=plain_len)
     need(len(plain) == plain_len, f"{where}: plain length")
-    objects = split_pages(plain, where) if kind == PAGES else split_objects(plain, where)
+    if kind == PAGES:
+        objects = split_pages(plain, where)
+    elif kind == PIECES:
+        objects = split_pieces(plain, count, where)
+    else:
+        objects = split_objects(plain, where)
     need(len(objects) == count, f"{where}: number of objects")
     return kind, objects
 
@@ -107,6 +118,20 @@ def parse_frame(data, where):
 def split_pages(plain, where):
     need(len(plain) % PAGE == 0, f"{where}: pages are not whole")
     return [(None, plain[at : at + PAGE]) for at in range(0, len(plain), PAGE)]
+
+
+def piece_lens(fields, count, where):
+    lens = [fields.number(4) for _ in range(count)]
+    need(all(1 <= length <= CUT_MAX for length in lens), f"{where}: length of a chunk")
+    return lens
+
+
+def split_pieces(plain, count, where):
+    need(count <= PIECES_MAX, f"{where}: number of chunks")
+    fields = Fields(plain)
+    pieces = [(None, fields.take(n, where)) for n in piece_lens(fields, count, where)]
+    fields.end(where)
+    return pieces
 
 
 def split_objects(plain, where):
@@ -127,7 +152,79 @@ def id_of(kind, data):
     return derived(names[kind], data)
 
 
+def ends_node(count, last):
+    return count == CHILDREN_MAX or (count >= CHILDREN_MIN and last[31] >= ENDS_FROM)
+
+
+def parse_stream_node(data):
+    """Level and children: (id, length) in order."""
+    fields = Fields(data)
+    level, form, count = fields.number(1), fields.number(1), fields.number(2)
+    need(level <= 15 and form == 1 and 1 <= count <= CHILDREN_MAX, "node of a stream")
+    children = [(fields.take(32), fields.number(8 if level else 4)) for _ in range(count)]
+    fields.end("node of a stream")
+    least, most = (1, IMAGE_MAX) if level else (CUT_MIN, CUT_MAX)
+    need(all(least <= length <= most for _, length in children[:-1]), "length of a child")
+    need(1 <= children[-1][1] <= most, "length of a child")
+    early = any(ends_node(n + 1, child) for n, (child, _) in enumerate(children[:-1]))
+    need(not early, "a node goes on behind its end")
+    return level, children
+
+
+def encode_stream_node(level, children):
+    size = 8 if level else 4
+    listed = b"".join(child + length.to_bytes(size, "little") for child, length in children)
+    return struct.pack("<BBH", level, 1, len(children)) + listed
+
+
+def gear():
+    digests = (hashlib.md5(bytes([value]) * 64).digest() for value in range(256))
+    return [int.from_bytes(digest[:8], "big") for digest in digests]
+
+
+def cut(data):
+    """The lengths of the chunks of a stream."""
+    table, at = gear(), 0
+    while at < len(data):
+        part = data[at : at + CUT_MAX]
+        length, value = len(part), 0
+        for offset in range(CUT_MIN, length - length % 2):
+            value = (2 * value + table[part[offset]]) & 0xFFFFFFFFFFFFFFFF
+            mask = 0x0000D90F03530000 if offset < CUT_AVERAGE else 0x0000D90303530000
+            if not value & mask:
+                length = offset
+                break
+        yield length
+        at += length
+
+
+def root_of_stream(data):
+    at, level, children = 0, 0, []
+    for length in cut(data):
+        chunk = data[at : at + length]
+        children.append((derived("chunk", chunk) if any(chunk) else ZEROS, length))
+        at += length
+    while children:
+        nodes, group = [], []
+        for child in children:
+            group.append(child)
+            if ends_node(len(group), child[0]):
+                nodes, group = nodes + [group], []
+        nodes += [group] if group else []
+        children = [
+            (derived("tree node", encode_stream_node(level, node)), sum(n for _, n in node))
+            for node in nodes
+        ]
+        if len(children) == 1:
+            break
+        level += 1
+    head = bytes([1, 0, bool(children), 0, 0, 0, 0, 0]) + len(data).to_bytes(8, "little")
+    return derived("image root", head + (children[0][0] if children else ZEROS))
+
+
 def parse_node(data):
+    if data[1:2] == b"\x01":
+        return parse_stream_node(data)
     fields = Fields(data)
     level = fields.number(1)
     fields.zeros(1, "node")
@@ -210,28 +307,35 @@ class Pack:
         foot = data[-96:]
         need(foot[:8] == b"CPPKEND1", f"{name}: footer")
         need(checksum("pack footer", foot[:80]) == foot[80:], f"{name}: footer checksum")
-        version, zero, pack, frames, entries = struct.unpack_from("<IIQII", foot, 8)
-        need((version, zero, pack) == (1, 0, number), f"{name}: footer")
-        need(frames <= entries <= ENTRIES_MAX, f"{name}: counts")
-        tables_at = len(data) - 96 - 8 * frames - 20 * entries
+        version, pieces, pack, frames, entries = struct.unpack_from("<IIQII", foot, 8)
+        need((version, pack) == (1, number), f"{name}: footer")
+        need(max(frames, pieces) <= entries <= ENTRIES_MAX, f"{name}: counts")
+        tables_at = len(data) - 96 - 8 * frames - 20 * entries - 4 * pieces
         need(tables_at >= 16, f"{name}: tables")
         tables = data[tables_at:-96]
         need(checksum("pack tables", tables) == foot[64:80], f"{name}: tables checksum")
         self.content_ok = derived("pack content", data[:tables_at]) == foot[32:64]
         self.frames, at, first = [], 16, 0
+        lens, self.lens = Fields(tables[8 * frames + 20 * entries :]), {}
         for row in range(frames):
             length, count, kind, zero = struct.unpack_from("<IHBB", tables, 8 * row)
             keys_at = 8 * frames + 20 * first
             keys = [tables[keys_at + 20 * n : keys_at + 20 * (n + 1)] for n in range(count)]
+            if kind == PIECES:
+                self.lens[row] = piece_lens(lens, count, name)
             self.frames.append((at, length, kind, keys))
             at, first = at + length, first + count
         need(at == tables_at and first == entries, f"{name}: frame table")
+        lens.end(f"{name}: piece table")
 
     def objects(self, frame):
         offset, length, kind, keys = self.frames[frame]
         where = f"{os.path.basename(self.path)} at {offset}"
         found, objects = parse_frame(self.data[offset : offset + length], where)
         need(found == kind and len(objects) == len(keys), f"{where}: frame table")
+        if kind == PIECES:
+            lens = [len(data) for _, data in objects]
+            need(lens == self.lens[frame], f"{where}: piece table")
         return objects
 
 
@@ -330,23 +434,72 @@ class Store:
         need(derived("tree node", encode_node(level, children)) == wanted, "hash of a patched node")
         return level, children
 
-    def pages(self, image):
-        """All pages of an image that are not zero: (number, bytes)."""
+    def root(self, image):
+        """Level and id of the top node, or nothing instead of the id."""
         splitter, length, root = image
         kind, record = self.object(root[:20], "root")
         need(kind == ROOT and derived("image root", record) == root, "hash of a root")
         found, level, has_top, length_too = record[0], record[1], record[2], record[8:16]
         need(len(record) == 48 and not any(record[3:8]), "root record")
-        need(found == splitter == 0, "splitter")
+        need(found == splitter <= 1, "splitter")
         need(int.from_bytes(length_too, "little") == length <= IMAGE_MAX, "length of an image")
+        need(has_top == 1 or not any(record[16:]), "root record without a top node")
+        need(has_top <= 1, "root record")
+        return level, record[16:] if has_top else None
+
+    def data(self, image):
+        """All parts of an image that are not zero: (offset, bytes)."""
+        if image[0] == 1:
+            yield from self.stream(image)
+            return
+        length = image[1]
+        for number, page in self.pages(image):
+            rest = length - number * PAGE
+            need(rest >= PAGE or not any(page[rest:]), "bytes behind the end of the image")
+            yield number * PAGE, page[:rest]
+
+    def stream(self, image):
+        length = image[1]
+        level, top = self.root(image)
+        need(level == 0 and (top is not None) == (length > 0), "root record of a stream")
+        if top is None:
+            return
+        level, children = self.stream_node(top)
+        need(level == 0 or len(children) > 1, "a node above the top node")
+        yield from self.under_stream(top, level, 0, length, True)
+
+    def stream_node(self, wanted):
+        kind, data = self.object(wanted[:20], "node")
+        need(kind == NODE and derived("tree node", data) == wanted, "hash of a node")
+        return parse_stream_node(data)
+
+    def under_stream(self, wanted, level, at, length, last):
+        found, children = self.stream_node(wanted)
+        need(found == level, "level of a node")
+        need(sum(covered for _, covered in children) == length, "length of a node")
+        ended = ends_node(len(children), children[-1][0])
+        need(last or (ended and (level or children[-1][1] >= CUT_MIN)), "end of a node")
+        for number, (child, covered) in enumerate(children):
+            if level:
+                is_last = last and number + 1 == len(children)
+                yield from self.under_stream(child, level - 1, at, covered, is_last)
+            elif child != ZEROS:
+                kind, chunk = self.object(child[:20], "chunk")
+                need(kind is None and derived("chunk", chunk) == child, "hash of a chunk")
+                need(len(chunk) == covered and any(chunk), "length of a chunk, or zeros")
+                yield at, chunk
+            at += covered
+
+    def pages(self, image):
+        """All pages of an image that are not zero: (number, bytes)."""
+        length = image[1]
+        level, top = self.root(image)
         count, expected = -(-length // PAGE), 0
         while 128 ** (expected + 1) < count:
             expected += 1
-        need(level == expected and has_top <= 1, "level of the top node")
-        if has_top:
-            yield from self.under(record[16:], level, 0, count)
-        else:
-            need(not any(record[16:]), "root record without a top node")
+        need(level == expected, "level of the top node")
+        if top is not None:
+            yield from self.under(top, level, 0, count)
 
     def under(self, wanted, level, first, count):
         found, children = self.node(wanted)
@@ -370,11 +523,19 @@ class Store:
         length = images[part][1]
         with open(path, "xb") as out:
             out.truncate(length)
-            for number, page in self.pages(images[part]):
-                rest = length - number * PAGE
-                need(rest >= PAGE or not any(page[rest:]), "bytes behind the end of the image")
-                out.seek(number * PAGE)
-                out.write(page[:rest])
+            for offset, data in self.data(images[part]):
+                out.seek(offset)
+                out.write(data)
+
+    def recut(self, name):
+        """The root of a stream, computed from nothing but its bytes."""
+        need(name in self.names, f"there is no snapshot named {name}")
+        image = self.records[self.names[name]][0].get("stream")
+        need(image is not None and image[0] == 1, f"{name} is no stream")
+        data = bytearray(image[1])
+        for offset, part in self.data(image):
+            data[offset : offset + len(part)] = part
+        return root_of_stream(bytes(data)).hex()
 
     def listing(self):
         names = {}
@@ -391,7 +552,7 @@ class Store:
         ]
 
     def verify(self):
-        counts = dict.fromkeys(("packs", "frames", "chunks", "patches", "images", "pages"), 0)
+        counts = dict.fromkeys(("packs", "frames", "chunks", "patches", "images", "parts"), 0)
         for pack in self.packs.values():
             counts["packs"] += 1
             need(pack.content_ok, f"{os.path.basename(pack.path)}: content hash")
@@ -399,7 +560,7 @@ class Store:
                 counts["frames"] += 1
                 for key, (what, data) in zip(keys, pack.objects(frame)):
                     need(id_of(what, data)[:20] == key, "an object has another key")
-                    counts["chunks"] += kind == PAGES
+                    counts["chunks"] += kind in (PAGES, PIECES)
                     counts["patches"] += what == PATCH
                     parse = {NODE: parse_node, PATCH: parse_patch}
                     parse |= {SNAPSHOT: parse_snapshot, EVENT: parse_event}
@@ -408,7 +569,7 @@ class Store:
         for images, _ in self.records.values():
             for image in images.values():
                 counts["images"] += 1
-                counts["pages"] += sum(1 for _ in self.pages(image))
+                counts["parts"] += sum(1 for _ in self.data(image))
         return counts
 
 
@@ -422,6 +583,7 @@ def main():
     export.add_argument("name")
     export.add_argument("file")
     export.add_argument("--part")
+    commands.add_parser("root").add_argument("name")
     options = parser.parse_args()
     try:
         store = Store(options.store)
@@ -429,6 +591,8 @@ def main():
             print(json.dumps(store.listing()))
         elif options.command == "verify":
             print(json.dumps(store.verify()))
+        elif options.command == "root":
+            print(json.dumps({"root": store.recut(options.name)}))
         else:
             store.export(options.name, options.part, options.file)
     except (Bad, OSError, zstandard.ZstdError) as error:

@@ -94,6 +94,48 @@ fn a_reader_written_from_the_page_exports_the_same_bytes() {
     refuses_a_flipped_bit(&store);
 }
 
+/// Text with a hole in it, and the same behind an insertion.
+fn stream_versions() -> [Vec<u8>; 2] {
+    let mut bytes: Vec<u8> = (0..150_000_u64)
+        .flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
+        .collect();
+    bytes[300_000..700_000].fill(0);
+    let mut longer = bytes.clone();
+    longer.splice(5000..5000, *b"inserted");
+    [bytes, longer]
+}
+
+#[test]
+fn a_reader_written_from_the_page_exports_streams_and_cuts_them_again() {
+    if !has_python() {
+        return;
+    }
+    let coppice = Coppice::new().unwrap();
+    let mut roots = Vec::new();
+    let file = coppice.scratch("file");
+    let [first, second] = stream_versions();
+    let versions =
+        [("first", first), ("second", second), ("short", b"x".to_vec()), ("none", vec![])];
+    for (name, bytes) in &versions {
+        std::fs::write(&file, bytes).unwrap();
+        let arguments = ["import", file.to_str().unwrap(), "--name", name, "--as", "stream"];
+        roots.push(coppice.json(&arguments).unwrap()["root"].clone());
+    }
+    coppice.text(&["serve", "--stop"]).unwrap();
+    let store = coppice.store();
+    let counts = json(&read(&store, &["verify"]));
+    println!("the reader verified {counts}");
+    assert_eq!(counts["images"], 4, "{counts}");
+    for ((name, bytes), root) in versions.iter().zip(&roots) {
+        let out = coppice.scratch(&format!("out-{name}"));
+        let done = read(&store, &["export", name, out.to_str().unwrap()]);
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        assert!(std::fs::read(&out).unwrap() == *bytes, "{name}");
+        assert_eq!(json(&read(&store, &["root", name]))["root"], *root, "{name}");
+    }
+    refuses_a_flipped_bit(&store);
+}
+
 fn refuses_a_flipped_bit(store: &Path) {
     let pack = store.join("packs/000000000001.pack");
     let file = File::options().read(true).write(true).open(pack).unwrap();

@@ -10,3 +10,4 @@ mod model;
 mod root;
 mod round_trip;
 mod stream;
+mod stream_root;
