@@ -188,6 +188,9 @@ pub enum StoreError {
         "an earlier flush to disk failed, so the store takes no writes until it is opened again"
     )]
     Fenced,
+    /// The counts of references do not add up; they are taken anew.
+    #[error("the counts of references do not add up; run it again")]
+    Ledger,
 }
 
 /// Why a page could not be had.
@@ -264,7 +267,7 @@ impl StoreError {
             | Self::Missing { .. }
             | Self::RootLog { .. } => ErrorKind::Corrupt,
             Self::Read(error) => error.kind(),
-            Self::Index(_) => ErrorKind::Internal,
+            Self::Index(_) | Self::Ledger => ErrorKind::Internal,
             Self::Fenced => ErrorKind::Fenced,
         }
     }

@@ -28,6 +28,7 @@ mod index;
 mod ingest;
 mod io;
 mod lease;
+mod ledger;
 mod pack;
 mod read;
 mod settings;
@@ -41,7 +42,7 @@ pub use check::{CheckReport, CheckScope, Damage, RepairReport};
 pub use chunk::{Page, chunk_ids};
 pub use env::Clock;
 pub use error::{ErrorKind, FormatError, Qcow2Error, ReadCause, ReadError, StoreError};
-pub use gc::{GcAction, GcFragmented, GcOptions, GcPack, GcPlan, GcReport};
+pub use gc::{GcAction, GcFragmented, GcOptions, GcPack, GcPlan, GcReport, GcStep};
 pub use id::{ChunkId, EventId, Name, NameError, NodeId, PackId, ParseHashError, Root, SnapshotId};
 pub use ingest::{
     CommitOptions, Committed, DiskFormat, ImageWriter, ImportKind, ImportOptions, ImportReport,

@@ -10,7 +10,6 @@
 //! plaintext length so that the shares add up to the frame exactly.
 
 mod forget;
-mod share;
 mod table;
 #[cfg(test)]
 mod tests;

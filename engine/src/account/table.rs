@@ -5,11 +5,11 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::share::{Share, chunk_len, share_of};
 use crate::catalog::{Entry, Event};
 use crate::depot::{Depot, Locator, StoredNode};
 use crate::error::StoreError;
 use crate::id::{ChunkId, EventId, NodeId, ObjectKey, PackId, SnapshotId};
+use crate::ledger::share::{Share, chunk_len, share_of};
 use crate::pack::{FrameKind, ObjectKind, object};
 use crate::tree::stream::StreamSource;
 use crate::tree::walk::check_level;

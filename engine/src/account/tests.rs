@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::share::share_of;
 use super::table::{children, chunk_keys};
 use crate::catalog::{Entry, Role, SnapshotRecord};
 use crate::depot::Locator;
 use crate::id::{NodeId, ObjectKey};
 use crate::ingest::CommitOptions;
 use crate::io::SimDisk;
+use crate::ledger::share::share_of;
 use crate::settings::{IndexKind, Settings};
 use crate::store::Store;
 use crate::tree::ImageRef;

@@ -43,6 +43,9 @@ pub struct CheckReport {
     /// Damaged frames that nothing needs, because their objects were stored
     /// again elsewhere.
     pub healed_frames: u64,
+    /// Whether the ledger of what is needed said something else than the trees
+    /// do. It was counted anew; nothing is lost by it.
+    pub recounted: bool,
     /// What is wrong; empty if all is well.
     pub damages: Vec<Damage>,
 }

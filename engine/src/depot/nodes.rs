@@ -6,6 +6,7 @@ use super::{Depot, Location, NODE_LEN};
 use crate::env::lock;
 use crate::error::{FormatError, StoreError};
 use crate::id::{NodeId, ObjectKey, Root};
+use crate::index::Place;
 use crate::pack::{ObjectKind, object};
 use crate::tree::patch::Patch;
 use crate::tree::{ImageRef, Node, NodeSource, RootRecord};
@@ -68,6 +69,22 @@ impl Depot {
             }
             _ => Err(bad(FormatError::Hash)),
         }
+    }
+
+    /// The full node that the node at this place is stored as a patch of, if
+    /// it is one; `None` if there is no node.
+    pub(crate) fn form_at(&self, place: Place) -> Result<Option<Option<NodeId>>, StoreError> {
+        let Some(location) = self.location(place)? else { return Ok(None) };
+        let frame = self.frame(location.pack, &location.span)?;
+        let objects = object::list(&frame).map_err(damage_at(location))?;
+        let found = objects.get(to_usize(u64::from(location.slot)));
+        Ok(match found.map(|object| (object.kind, object.bytes)) {
+            Some((ObjectKind::Node, _)) => Some(None),
+            Some((ObjectKind::NodePatch, bytes)) => {
+                Some(Some(Patch::decode(bytes).map_err(damage_at(location))?.base))
+            }
+            _ => None,
+        })
     }
 
     /// The root of an image, which must agree with the reference.

@@ -9,7 +9,7 @@ use super::Depot;
 use crate::env::lock;
 use crate::error::StoreError;
 use crate::id::{ObjectKey, PackId};
-use crate::index::Place;
+use crate::index::{Place, rows};
 use crate::pack::EntryNo;
 use crate::units::{PACKS_DIR, QUARANTINE_DIR};
 
@@ -27,8 +27,9 @@ pub(crate) enum Disposal {
 }
 
 impl Depot {
-    /// Retires packs of which nothing is needed any more that lies in no
-    /// other pack. Calls `retired` for each with the length of its file.
+    /// Retires packs. A pack to be removed holds nothing that is needed and
+    /// that the index finds there; of others, what other packs have too is
+    /// found in those from then on. Calls `retired` for each with the length of its file.
     pub(crate) fn retire(
         &self,
         packs: &[PackId],
@@ -54,7 +55,15 @@ impl Depot {
         disposal: Disposal,
         retired: &mut dyn FnMut(PackId, u64),
     ) -> Result<(), StoreError> {
-        let heirs = self.heirs(packs)?;
+        let heirs = match disposal {
+            Disposal::Remove => HashMap::new(),
+            Disposal::Quarantine => {
+                // What is needed is found elsewhere from now on.
+                let index = self.index();
+                index.put_rows(index.generation(), &[(vec![rows::VALID], None)])?;
+                self.heirs(packs)?
+            }
+        };
         for pack in packs {
             let len = self.forget_pack(*pack, &heirs)?;
             self.dispose(*pack, disposal)?;

@@ -2,12 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::mark::Places;
 use crate::depot::Depot;
-use crate::error::StoreError;
 use crate::id::{PackId, Root};
-use crate::pack::EntryNo;
-use crate::units::{to_u32, to_u64, to_usize};
+use crate::ledger::{Ledger, PackRow};
 
 /// How much to collect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,9 +54,9 @@ pub struct GcPack {
     pub live_chunk_bytes: u64,
     /// Plaintext of other chunks.
     pub dead_chunk_bytes: u64,
-    /// Bytes of frames, each shared evenly among its objects: the living.
+    /// Bytes of frames, each split by plaintext among its objects: the living.
     pub live_stored_bytes: u64,
-    /// Bytes of frames, each shared evenly among its objects: the dead.
+    /// Bytes of frames, each split by plaintext among its objects: the dead.
     pub dead_stored_bytes: u64,
 }
 
@@ -81,6 +78,13 @@ pub struct GcFragmented {
 pub struct GcPlan {
     /// Bytes of files that go at once, without any writing.
     pub freed_now_bytes: u64,
+    /// Tree nodes read to know what lives: those that came and went since the
+    /// last collection.
+    pub nodes_read: u64,
+    /// Whether everything was counted, because nothing was known.
+    pub counted_anew: bool,
+    /// About as many bytes are read to write others anew.
+    pub read_bytes: u64,
     /// About as many bytes are written anew.
     pub rewritten_bytes: u64,
     /// About as many bytes are freed by that.
@@ -101,15 +105,15 @@ impl GcPlan {
 }
 
 /// Decides what becomes of each pack.
-pub(super) fn plan(
-    depot: &Depot,
-    needed: &Places,
-    options: GcOptions,
-) -> Result<GcPlan, StoreError> {
+pub(super) fn plan(depot: &Depot, ledger: &Ledger<'_>, options: GcOptions) -> GcPlan {
     let busy = depot.pins().relied_on();
-    let mut plan = GcPlan::default();
+    let effort = ledger.effort();
+    let mut plan =
+        GcPlan { nodes_read: effort.nodes_read, counted_anew: effort.anew, ..GcPlan::default() };
     for (pack, summary) in depot.packs() {
-        let mut row = measure(depot, needed, pack, summary.file_len)?;
+        // A pack that came after the counting is left for the next time.
+        let Some(known) = ledger.packs().get(&pack) else { continue };
+        let mut row = row(pack, summary.file_len, known);
         row.action = decide(&row, options);
         if row.action != GcAction::Keep && busy.contains(&pack) {
             row.action = GcAction::Busy;
@@ -117,6 +121,7 @@ pub(super) fn plan(
         match row.action {
             GcAction::Drop => plan.freed_now_bytes += row.file_bytes,
             GcAction::Repack => {
+                plan.read_bytes += row.live_stored_bytes;
                 plan.rewritten_bytes += row.live_stored_bytes;
                 plan.freed_after_repack_bytes +=
                     row.file_bytes.saturating_sub(row.live_stored_bytes);
@@ -125,46 +130,21 @@ pub(super) fn plan(
         }
         plan.packs.push(row);
     }
-    Ok(plan)
+    plan
 }
 
-fn measure(
-    depot: &Depot,
-    needed: &Places,
-    pack: PackId,
-    file_bytes: u64,
-) -> Result<GcPack, StoreError> {
-    let mut row = GcPack {
+fn row(pack: PackId, file_bytes: u64, known: &PackRow) -> GcPack {
+    GcPack {
         pack,
         action: GcAction::Keep,
         file_bytes,
-        live_objects: 0,
-        dead_objects: 0,
-        live_chunk_bytes: 0,
-        dead_chunk_bytes: 0,
-        live_stored_bytes: 0,
-        dead_stored_bytes: 0,
-    };
-    let directory = depot.directory(pack)?;
-    for span in &directory.frames {
-        let first = to_usize(u64::from(span.first.0));
-        let count = to_usize(u64::from(span.count));
-        let live = (first..first + count).filter(|entry| needed.contains(pack, *entry)).count();
-        let (live, dead) = (to_u64(live), to_u64(count - live));
-        row.live_objects += live;
-        row.dead_objects += dead;
-        for entry in first..first + count {
-            let len = directory.chunk_len(span, EntryNo(to_u32(entry)));
-            match needed.contains(pack, entry) {
-                true => row.live_chunk_bytes += len,
-                false => row.dead_chunk_bytes += len,
-            }
-        }
-        let live_bytes = u64::from(span.len) * live / u64::from(span.count).max(1);
-        row.live_stored_bytes += live_bytes;
-        row.dead_stored_bytes += u64::from(span.len) - live_bytes;
+        live_objects: known.live_objects,
+        dead_objects: known.dead_objects,
+        live_chunk_bytes: known.live_chunk_bytes,
+        dead_chunk_bytes: known.dead_chunk_bytes,
+        live_stored_bytes: known.live_stored_bytes,
+        dead_stored_bytes: known.dead_stored_bytes,
     }
-    Ok(row)
 }
 
 fn decide(row: &GcPack, options: GcOptions) -> GcAction {

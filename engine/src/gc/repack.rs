@@ -2,15 +2,21 @@
 //! taken over byte for byte; of others the living objects are gathered.
 //! Everything is verified on the way.
 
-use super::mark::Places;
 use crate::depot::Depot;
 use crate::error::{FormatError, StoreError};
 use crate::id::{ObjectKey, PackId};
+use crate::ledger::Bits;
 use crate::pack::frame::{self, EncodedFrame};
 use crate::pack::pieces::PieceFrame;
 use crate::pack::{Frame, FrameKind, FrameSpan, PackWriter, object, scan};
 use crate::settings::Settings;
 use crate::units::{to_u32, to_usize};
+
+/// What copying took.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Copied {
+    pub(super) read_bytes: u64,
+}
 
 /// Objects that wait until they fill a frame.
 struct Gathered {
@@ -28,11 +34,12 @@ fn empty(kind: FrameKind) -> Gathered {
 /// Appends what lives in `pack` to `writer`.
 pub(super) fn copy_live(
     depot: &Depot,
-    needed: &Places,
+    needed: &Bits,
     pack: PackId,
     writer: &mut PackWriter,
     settings: &Settings,
-) -> Result<(), StoreError> {
+) -> Result<Copied, StoreError> {
+    let mut copied = Copied::default();
     let directory = depot.directory(pack)?;
     let file = depot.file(pack)?;
     let mut parts =
@@ -41,12 +48,13 @@ pub(super) fn copy_live(
         let first = to_usize(u64::from(span.first.0));
         let keys = &directory.keys[first..first + to_usize(u64::from(span.count))];
         let live: Vec<bool> =
-            (first..first + keys.len()).map(|entry| needed.contains(pack, entry)).collect();
+            (first..first + keys.len()).map(|entry| needed.contains(entry)).collect();
         if !live.contains(&true) {
             continue;
         }
         let len = to_usize(u64::from(span.len));
         let bytes = file.read_at(span.offset, len).map_err(StoreError::io("read", &pack.path()))?;
+        copied.read_bytes += u64::from(span.len);
         let damaged = |source| StoreError::Damaged { pack, offset: span.offset, source };
         let plain = verified(&bytes, span, keys).map_err(damaged)?;
         if !live.contains(&false) {
@@ -62,7 +70,8 @@ pub(super) fn copy_live(
             })?;
         }
     }
-    parts.iter_mut().try_for_each(|part| part.flush(writer, settings))
+    parts.iter_mut().try_for_each(|part| part.flush(writer, settings))?;
+    Ok(copied)
 }
 
 enum Failure {

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Mutex;
 
+use super::rows::{self, RowChange, RowKey};
 use super::{Index, PackSummary, Place, places};
 use crate::env::lock;
 use crate::error::StoreError;
@@ -21,6 +22,7 @@ struct State {
     entries: HashMap<ObjectKey, u64>,
     packs: BTreeMap<PackId, PackSummary>,
     distrusted: HashSet<ObjectKey>,
+    rows: BTreeMap<RowKey, Vec<u8>>,
 }
 
 impl Index for MemIndex {
@@ -33,7 +35,10 @@ impl Index for MemIndex {
         let mut state = lock(&self.state);
         for (key, place) in places(pack) {
             let bits = state.entries.entry(key).or_insert(0);
-            *bits = place.to_bits().max(*bits);
+            let before = std::mem::replace(bits, place.to_bits().max(*bits));
+            if before != 0 && before < place.to_bits() {
+                state.rows.insert(rows::moved(place), before.to_le_bytes().to_vec());
+            }
             state.distrusted.remove(&key);
         }
         state.packs.insert(pack.pack, PackSummary::of(pack));
@@ -49,6 +54,9 @@ impl Index for MemIndex {
             };
         }
         state.packs.remove(&pack);
+        for tag in [rows::LIVE, rows::PACK] {
+            state.rows.remove(&rows::of_pack(tag, pack));
+        }
         Ok(())
     }
 
@@ -76,5 +84,38 @@ impl Index for MemIndex {
 
     fn distrusted(&self) -> Result<Vec<ObjectKey>, StoreError> {
         Ok(lock(&self.state).distrusted.iter().copied().collect())
+    }
+
+    fn rows(&self, keys: &[RowKey]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        let state = lock(&self.state);
+        Ok(keys.iter().map(|key| state.rows.get(key).cloned()).collect())
+    }
+
+    fn rows_behind(
+        &self,
+        prefix: &[u8],
+        after: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(RowKey, Vec<u8>)>, StoreError> {
+        let state = lock(&self.state);
+        let begin = after.max(prefix).to_vec();
+        let rows = state.rows.range(begin..).filter(|(key, _)| key.as_slice() != after);
+        let rows = rows.take_while(|(key, _)| key.starts_with(prefix)).take(limit);
+        Ok(rows.map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+
+    fn put_rows(&self, _generation: u64, rows: &[RowChange]) -> Result<(), StoreError> {
+        let mut state = lock(&self.state);
+        for (key, value) in rows {
+            match value {
+                Some(value) => state.rows.insert(key.clone(), value.clone()),
+                None => state.rows.remove(key),
+            };
+        }
+        Ok(())
+    }
+
+    fn generation(&self) -> u64 {
+        0
     }
 }

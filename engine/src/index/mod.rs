@@ -8,12 +8,14 @@
 mod memory;
 #[cfg(feature = "rocksdb")]
 mod rocks;
+pub(crate) mod rows;
 
 use std::fmt::Debug;
 
 pub(crate) use memory::MemIndex;
 #[cfg(feature = "rocksdb")]
 pub(crate) use rocks::RocksIndex;
+use rows::{RowChange, RowKey};
 
 use crate::error::StoreError;
 use crate::id::{ObjectKey, PackId};
@@ -71,11 +73,13 @@ pub(crate) trait Index: Send + Sync + Debug {
     /// Adds all objects of a durable pack, replacing places in older packs,
     /// and trusts them again. So an object is always found in the youngest
     /// pack that has it, in whatever order packs are published. Only one pack
-    /// at a time is published or retired.
+    /// at a time is published or retired. From where an object moved is told
+    /// in a row of the ledger.
     fn publish(&self, pack: &DurablePack) -> Result<(), StoreError>;
 
     /// Takes a pack out: gives its objects other places, or none, and removes
-    /// the mark, in one atomic and durable step.
+    /// the mark and the ledger's rows of the pack, in one atomic and durable
+    /// step.
     fn retire(&self, pack: PackId, moves: &[(ObjectKey, Option<Place>)]) -> Result<(), StoreError>;
 
     /// The packs that were published.
@@ -97,6 +101,25 @@ pub(crate) trait Index: Send + Sync + Debug {
 
     /// All objects that are not trusted.
     fn distrusted(&self) -> Result<Vec<ObjectKey>, StoreError>;
+
+    /// Rows of the ledger.
+    fn rows(&self, keys: &[RowKey]) -> Result<Vec<Option<Vec<u8>>>, StoreError>;
+
+    /// Up to `limit` rows whose keys begin with `prefix` and lie behind
+    /// `after`, ascending.
+    fn rows_behind(
+        &self,
+        prefix: &[u8],
+        after: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(RowKey, Vec<u8>)>, StoreError>;
+
+    /// Changes rows in one atomic step; not if the index went back to an
+    /// earlier state since it had this generation.
+    fn put_rows(&self, generation: u64, rows: &[RowChange]) -> Result<(), StoreError>;
+
+    /// Rises whenever the index went back to an earlier state.
+    fn generation(&self) -> u64;
 }
 
 /// The places of all objects of a pack.

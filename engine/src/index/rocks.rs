@@ -8,16 +8,18 @@
 //! on. So packs are remembered until they are flushed, and published again
 //! before anyone looks something up.
 
-use std::collections::HashSet;
+use std::cell::Cell;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    FlushOptions, IteratorMode, Options, WriteBatch, WriteOptions,
+    Direction, FlushOptions, IteratorMode, Options, WriteBatch, WriteOptions,
 };
 
+use super::rows::{self, RowChange, RowKey};
 use super::{Index, PackSummary, Place, places};
 use crate::env::lock;
 use crate::error::StoreError;
@@ -33,7 +35,10 @@ const PACKS: &str = "packs";
 /// Key of an object whose stored bytes are bad -> nothing.
 const DISTRUSTED: &str = "distrusted";
 
-const FAMILIES: [&str; 3] = [ENTRIES, PACKS, DISTRUSTED];
+/// Rows of the ledger.
+const LEDGER: &str = "ledger";
+
+const FAMILIES: [&str; 4] = [ENTRIES, PACKS, DISTRUSTED, LEDGER];
 const CACHE_LEN: usize = 32 << 20;
 const BATCH_ENTRIES: usize = 1 << 16;
 /// Entries of packs that are remembered until they are flushed, 20 bytes each.
@@ -48,6 +53,8 @@ pub(crate) struct RocksIndex {
     stuck: AtomicBool,
     /// What was published since the last flush.
     unflushed: Mutex<Unflushed>,
+    /// How often it was opened again.
+    generation: AtomicU64,
 }
 
 #[derive(Default)]
@@ -110,7 +117,8 @@ impl RocksIndex {
         };
         let dir = dir.to_owned();
         let (stuck, unflushed) = (AtomicBool::new(false), Mutex::default());
-        Ok(Self { dir, db: RwLock::new(Some(db)), stuck, unflushed })
+        let generation = AtomicU64::new(0);
+        Ok(Self { dir, db: RwLock::new(Some(db)), stuck, unflushed, generation })
     }
 
     fn reading<T>(&self, work: impl FnOnce(&DB) -> Result<T, StoreError>) -> Result<T, StoreError> {
@@ -141,6 +149,7 @@ impl RocksIndex {
         if !self.stuck.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.generation.fetch_add(1, Ordering::AcqRel);
         // RocksDB's own lock allows only one at a time.
         drop(db.take());
         match try_open(&self.dir) {
@@ -168,8 +177,15 @@ impl Unflushed {
 /// Publishes a pack.
 fn add(db: &DB, pack: &DurablePack) -> Result<(), StoreError> {
     let mut batch = WriteBatch::default();
-    let younger = places_in_younger(db, pack)?;
-    for (key, place) in places(pack).filter(|(key, _)| !younger.contains(key)) {
+    let mut before = places_before(db, pack)?;
+    for (key, place) in places(pack) {
+        if let Some(before) = before.get_mut(&key) {
+            if *before > place {
+                continue;
+            }
+            batch.put_cf(family(db, LEDGER), rows::moved(place), before.to_bits().to_le_bytes());
+            *before = place;
+        }
         batch.put_cf(family(db, ENTRIES), key.0, place.to_bits().to_le_bytes());
     }
     for key in distrusted(db)?.iter().filter(|key| pack.directory.keys.contains(*key)) {
@@ -190,7 +206,7 @@ fn closed() -> StoreError {
     StoreError::Index("it could not be opened again after a failed write".to_owned())
 }
 
-fn families() -> [ColumnFamilyDescriptor; 3] {
+fn families() -> [ColumnFamilyDescriptor; 4] {
     let cache = Cache::new_lru_cache(CACHE_LEN);
     FAMILIES.map(|family| ColumnFamilyDescriptor::new(family, entry_options(&cache)))
 }
@@ -225,25 +241,19 @@ fn is_damage(error: &rocksdb::Error) -> bool {
     matches!(error.kind(), ErrorKind::Corruption | ErrorKind::InvalidArgument | ErrorKind::NotFound)
 }
 
-/// Objects of a pack that is published late and that a younger one has too.
-fn places_in_younger(db: &DB, pack: &DurablePack) -> Result<HashSet<ObjectKey>, StoreError> {
-    let mut younger = HashSet::new();
-    let last = db.iterator_cf(family(db, PACKS), IteratorMode::End).next().transpose();
-    let last = last.map_err(failed)?.map(|(key, value)| decode_pack(&key, &value)).transpose()?;
-    if last.is_none_or(|(last, _)| last < pack.pack) {
-        return Ok(younger);
-    }
+/// Objects of a pack that are in another one already, and where.
+fn places_before(db: &DB, pack: &DurablePack) -> Result<HashMap<ObjectKey, Place>, StoreError> {
+    let mut before = HashMap::new();
     for keys in pack.directory.keys.chunks(BATCH_ENTRIES) {
         let found =
             db.batched_multi_get_cf(family(db, ENTRIES), keys.iter().map(|key| &key.0), false);
         for (key, value) in keys.iter().zip(found) {
-            let place = value.map_err(failed)?.map(|bytes| decode_place(&bytes)).transpose()?;
-            if place.is_some_and(|place| place.pack > pack.pack) {
-                younger.insert(*key);
+            if let Some(bytes) = value.map_err(failed)? {
+                before.insert(*key, decode_place(&bytes)?);
             }
         }
     }
-    Ok(younger)
+    Ok(before)
 }
 
 fn decode_place(bytes: &[u8]) -> Result<Place, StoreError> {
@@ -317,6 +327,9 @@ impl Index for RocksIndex {
                 }
             }
             batch.delete_cf(family(db, PACKS), pack.0.to_be_bytes());
+            for tag in [rows::LIVE, rows::PACK] {
+                batch.delete_cf(family(db, LEDGER), rows::of_pack(tag, pack));
+            }
             // Flushed, so that no mark outlives the file that it stands for.
             unlogged(db, batch)?;
             self.flush(db)
@@ -337,7 +350,7 @@ impl Index for RocksIndex {
     fn clear(&self) -> Result<(), StoreError> {
         // Marks go first: entries without a mark are published again.
         self.writing(|db| {
-            [PACKS, ENTRIES, DISTRUSTED].iter().try_for_each(|family| clear(db, family))?;
+            [PACKS, ENTRIES, DISTRUSTED, LEDGER].iter().try_for_each(|family| clear(db, family))?;
             lock(&self.unflushed).clear();
             flush(db)
         })
@@ -367,6 +380,58 @@ impl Index for RocksIndex {
 
     fn distrusted(&self) -> Result<Vec<ObjectKey>, StoreError> {
         self.reading(distrusted)
+    }
+
+    fn rows(&self, keys: &[RowKey]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        self.reading(|db| {
+            let found = db.batched_multi_get_cf(family(db, LEDGER), keys, false);
+            found.into_iter().map(|row| Ok(row.map_err(failed)?.map(|row| row.to_vec()))).collect()
+        })
+    }
+
+    fn rows_behind(
+        &self,
+        prefix: &[u8],
+        after: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(RowKey, Vec<u8>)>, StoreError> {
+        self.reading(|db| {
+            let from = IteratorMode::From(after.max(prefix), Direction::Forward);
+            let mut found = Vec::new();
+            for row in db.iterator_cf(family(db, LEDGER), from) {
+                let (key, value) = row.map_err(failed)?;
+                if !key.starts_with(prefix) || found.len() == limit {
+                    break;
+                }
+                if *key != *after {
+                    found.push((key.into_vec(), value.into_vec()));
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    fn put_rows(&self, generation: u64, rows: &[RowChange]) -> Result<(), StoreError> {
+        let went_back = Cell::new(false);
+        self.writing(|db| {
+            went_back.set(self.generation() != generation);
+            if went_back.get() {
+                return Ok(());
+            }
+            let mut batch = WriteBatch::default();
+            for (key, value) in rows {
+                match value {
+                    Some(value) => batch.put_cf(family(db, LEDGER), key, value),
+                    None => batch.delete_cf(family(db, LEDGER), key),
+                }
+            }
+            unlogged(db, batch)
+        })?;
+        if went_back.get() { Err(StoreError::Ledger) } else { Ok(()) }
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 }
 

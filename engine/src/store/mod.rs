@@ -16,7 +16,7 @@ use crate::catalog::{Catalog, Entry, Event, EventKind, LoggedEvent};
 use crate::check::{self, CheckReport, CheckScope, RepairReport};
 use crate::depot::Depot;
 use crate::error::StoreError;
-use crate::gc::{self, GcOptions, GcPlan, GcReport};
+use crate::gc::{self, GcOptions, GcPlan, GcReport, GcStep};
 use crate::id::{Name, PackId};
 use crate::ingest::{ImportOptions, ImportReport, Progress, Session};
 use crate::io::Disk;
@@ -143,6 +143,11 @@ impl Store {
         tree::data_bytes(&*self.depot, &*self.depot, &self.depot.root(image)?)
     }
 
+    #[cfg(test)]
+    pub(crate) fn depot(&self) -> &Arc<Depot> {
+        &self.depot
+    }
+
     /// All snapshots, oldest first.
     #[must_use]
     pub fn snapshots(&self) -> Vec<Entry> {
@@ -238,7 +243,19 @@ impl Store {
     /// # Errors
     /// If something that is needed cannot be read, or nothing can be written.
     pub fn gc(&self, options: GcOptions) -> Result<GcReport, StoreError> {
-        gc::collect(&self.depot, &self.catalog, &self.settings, options)
+        self.gc_with(options, &mut |_| {})
+    }
+
+    /// As [`Store::gc`], and tells how far it is.
+    ///
+    /// # Errors
+    /// As [`Store::gc`].
+    pub fn gc_with(
+        &self,
+        options: GcOptions,
+        step: &mut dyn FnMut(GcStep),
+    ) -> Result<GcReport, StoreError> {
+        gc::collect(&self.depot, &self.catalog, &self.settings, options, step)
     }
 
     /// Counts what every listed snapshot references: one walk over all trees.

@@ -7,9 +7,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use userfaultfd::Uffd;
+use userfaultfd::{Uffd, UffdBuilder};
 
-use super::sources::Sources;
 use crate::protocol::{Content, PAGE_SIZE, Region};
 use crate::sys::mapping::Mapping;
 use crate::sys::userfault::machine_features;
@@ -19,7 +18,7 @@ use crate::sys::userfault::machine_features;
 pub(super) enum RegionError {
     /// No userfaultfd.
     #[error("cannot open /dev/userfaultfd: {0}")]
-    Open(io::Error),
+    Open(userfaultfd::Error),
     /// A mapping was refused.
     #[error("cannot register {len} bytes with userfaultfd: {source}")]
     Register {
@@ -29,10 +28,10 @@ pub(super) enum RegionError {
         source: userfaultfd::Error,
     },
     /// The process cannot look at itself.
-    #[error("cannot open /proc/self/{name}: {source}")]
+    #[error("cannot open {path}: {source}")]
     Proc {
         /// The file.
-        name: &'static str,
+        path: &'static str,
         /// The kernel's answer.
         source: io::Error,
     },
@@ -49,10 +48,17 @@ pub(super) struct Handover {
 
 impl Handover {
     /// Opens the descriptors.
-    pub(super) fn new(sources: &Sources) -> Result<Self, RegionError> {
-        let uffd = sources.userfault(machine_features())?;
-        let pagemap = sources.of_this_process("pagemap")?;
-        let memory = sources.of_this_process("mem")?;
+    pub(super) fn new() -> Result<Self, RegionError> {
+        let uffd = UffdBuilder::new()
+            .close_on_exec(true)
+            .non_blocking(true)
+            // KVM touches guest memory from inside the kernel.
+            .user_mode_only(false)
+            .require_features(machine_features())
+            .create()
+            .map_err(RegionError::Open)?;
+        let pagemap = open("/proc/self/pagemap")?;
+        let memory = open("/proc/self/mem")?;
         Ok(Self { uffd, pagemap, memory, regions: Vec::new() })
     }
 
@@ -84,6 +90,10 @@ impl Handover {
     pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
         [uffd::borrow(&self.uffd), self.pagemap.as_fd(), self.memory.as_fd()]
     }
+}
+
+fn open(path: &'static str) -> Result<std::fs::File, RegionError> {
+    std::fs::File::open(path).map_err(|source| RegionError::Proc { path, source })
 }
 
 mod uffd {

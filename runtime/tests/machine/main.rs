@@ -5,7 +5,6 @@
 
 mod guest;
 mod harness;
-mod jail;
 mod lazy;
 mod lifecycle;
 mod pager;

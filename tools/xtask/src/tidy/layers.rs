@@ -24,7 +24,7 @@ const PACKAGES: [Package; 2] = [
             &[&["index"], &["tree"]],
             &[&["depot"]],
             &[&["catalog"]],
-            &[&["lease"]],
+            &[&["lease"], &["ledger"]],
             &[&["ingest"], &["read"], &["account"]],
             &[&["check"], &["gc"]],
             &[&["fuzzing"]],
@@ -36,7 +36,7 @@ const PACKAGES: [Package; 2] = [
         source: "runtime/src",
         layers: &[
             &[&["sys", "protocol", "pieces"]],
-            &[&["memory"], &["jail"]],
+            &[&["memory"]],
             &[&["vcpu"], &["devices"], &["fault"]],
             &[&["vm"]],
         ],

@@ -1,45 +1,19 @@
 //! The mark: one bit for each object of each pack that somebody needs, set
-//! where the index finds the object.
+//! where the index finds the object. It reads every node of the store; the
+//! ledger must say the same.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
-use super::Roots;
+use super::{Places, Roots};
 use crate::catalog::Event;
 use crate::depot::Depot;
 use crate::error::StoreError;
-use crate::id::{ChunkId, NodeId, ObjectKey, PackId, SnapshotId};
+use crate::id::{ChunkId, NodeId, ObjectKey, SnapshotId};
 use crate::index::Place;
 use crate::pack::{FrameKind, ObjectKind, object};
 use crate::tree::stream::StreamSource;
 use crate::tree::{ImageRef, Node, Splitter};
 use crate::units::to_usize;
-
-/// A set of places.
-#[derive(Debug, Default, Clone)]
-pub(super) struct Places {
-    packs: BTreeMap<PackId, Vec<u64>>,
-}
-
-impl Places {
-    /// Adds a place and says whether it is new.
-    fn insert(&mut self, place: Place) -> bool {
-        let words = self.packs.entry(place.pack).or_default();
-        let at = to_usize(u64::from(place.entry.0 / 64));
-        if words.len() <= at {
-            words.resize(at + 1, 0);
-        }
-        let bit = 1 << (place.entry.0 % 64);
-        let is_new = words[at] & bit == 0;
-        words[at] |= bit;
-        is_new
-    }
-
-    /// Whether the object with this number in the pack is needed.
-    pub(super) fn contains(&self, pack: PackId, entry: usize) -> bool {
-        let word = self.packs.get(&pack).and_then(|words| words.get(entry / 64));
-        word.is_some_and(|word| word & (1 << (entry % 64)) != 0)
-    }
-}
 
 struct Marker<'d> {
     depot: &'d Depot,
@@ -50,7 +24,7 @@ struct Marker<'d> {
 }
 
 /// Marks everything that the roots reach.
-pub(super) fn mark(depot: &Depot, roots: &Roots) -> Result<Places, StoreError> {
+pub(crate) fn mark(depot: &Depot, roots: &Roots) -> Result<Places, StoreError> {
     let mut marker = Marker { depot, needed: Places::default(), followed: Places::default() };
     for image in &roots.images {
         marker.image(image)?;
