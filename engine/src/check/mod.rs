@@ -44,7 +44,7 @@ pub(crate) fn check(
     for (pack, summary) in &packs {
         packs::check_pack(depot, *pack, scope, &mut findings, &mut |bytes| {
             done += bytes;
-            progress(Progress { done: done.min(total), total: Some(total) });
+            progress(Progress { done: done.min(total), total: Some(total), new_bytes: 0 });
         })?;
         findings.report.packs += 1;
         findings.report.bytes += summary.file_len;

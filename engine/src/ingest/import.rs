@@ -146,7 +146,15 @@ impl Session {
     ) -> Result<ImageRef, StoreError> {
         let total = length_of(input).map_err(StoreError::transfer("read input"))?;
         let mut writer = self.stream();
-        read_parts(input, total, &mut |part| writer.append(part), progress)?;
+        read_parts(
+            input,
+            total,
+            &mut |part| {
+                writer.append(part)?;
+                Ok(writer.new_bytes())
+            },
+            progress,
+        )?;
         writer.finish()
     }
 
@@ -167,7 +175,15 @@ impl Session {
             }
             None => {
                 let mut writer = self.growing_image();
-                read_parts(input, None, &mut |part| writer.append(part), progress)?;
+                read_parts(
+                    input,
+                    None,
+                    &mut |part| {
+                        writer.append(part)?;
+                        Ok(writer.new_bytes())
+                    },
+                    progress,
+                )?;
                 writer.finish()
             }
         }
@@ -211,11 +227,11 @@ fn copy_file(
         for Piece { start, bytes } in received {
             let done = start + to_u64(bytes.len());
             writer.write_owned(start / to_u64(PAGE_LEN), bytes)?;
-            progress(Progress { done, total: Some(len) });
+            progress(Progress { done, total: Some(len), new_bytes: writer.new_bytes() });
         }
         let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         read.map_err(StoreError::transfer("read input"))?;
-        progress(Progress { done: len, total: Some(len) });
+        progress(Progress { done: len, total: Some(len), new_bytes: writer.new_bytes() });
         Ok(())
     })
 }
@@ -265,7 +281,7 @@ fn next_data(input: &File, at: u64, len: u64) -> io::Result<std::ops::Range<u64>
 fn read_parts(
     mut input: &File,
     total: Option<u64>,
-    take: &mut dyn FnMut(&[u8]) -> Result<(), StoreError>,
+    take: &mut dyn FnMut(&[u8]) -> Result<u64, StoreError>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), StoreError> {
     let mut buffer = vec![0; BUFFER_LEN];
@@ -277,8 +293,8 @@ fn read_parts(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(StoreError::transfer("read input")(error)),
         };
-        take(&buffer[..count])?;
+        let new_bytes = take(&buffer[..count])?;
         done += to_u64(count);
-        progress(Progress { done, total });
+        progress(Progress { done, total, new_bytes });
     }
 }

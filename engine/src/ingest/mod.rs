@@ -36,4 +36,7 @@ pub struct Progress {
     pub done: u64,
     /// Bytes in total, if that is known.
     pub total: Option<u64>,
+    /// Of an ingest: bytes so far that the store did not have. What was done
+    /// last may not be counted yet.
+    pub new_bytes: u64,
 }

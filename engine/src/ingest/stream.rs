@@ -69,6 +69,11 @@ impl<'s> StreamWriter<'s> {
         Ok(())
     }
 
+    /// Bytes that the session has stored for the first time so far.
+    pub(super) fn new_bytes(&self) -> u64 {
+        self.sink.totals.new_bytes
+    }
+
     /// Completes the stream.
     ///
     /// # Errors

@@ -127,6 +127,11 @@ impl<'s> ImageWriter<'s> {
         self.gatherer.put(first_page, bytes, &mut |batch| part.store(&batch))
     }
 
+    /// Bytes that the session has stored for the first time so far.
+    pub(super) fn new_bytes(&self) -> u64 {
+        self.part.sink.totals.new_bytes
+    }
+
     /// Completes the image.
     ///
     /// # Errors

@@ -115,7 +115,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let root = self.depot.root(image)?;
         read::export(&self.depot, &root, out, &mut |done| {
-            progress(Progress { done, total: Some(root.len) });
+            progress(Progress { done, total: Some(root.len), new_bytes: 0 });
         })
     }
 
@@ -131,7 +131,7 @@ impl Store {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), StoreError> {
         read::pour(&mut self.reader(image)?, out, &mut |done| {
-            progress(Progress { done, total: Some(image.len) });
+            progress(Progress { done, total: Some(image.len), new_bytes: 0 });
         })
     }
 

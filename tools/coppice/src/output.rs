@@ -71,6 +71,7 @@ impl Bar {
             }
         }
         self.bar.set_message(step.what.clone());
+        self.bar.set_prefix(step.new_bytes.map_or_else(String::new, |new| dedup(step.done, new)));
         self.bar.set_position(step.done);
     }
 }
@@ -83,12 +84,23 @@ impl Drop for Bar {
 
 fn style(step: &Progress) -> ProgressStyle {
     let template = match (step.bytes, step.total > 0) {
-        (true, true) => "{msg} [{bar:30}] {bytes} of {total_bytes}, {binary_bytes_per_sec}, {eta}",
-        (true, false) => "{msg} {bytes}, {binary_bytes_per_sec}",
+        (true, true) => {
+            "{msg} [{bar:30}] {bytes} of {total_bytes}, {binary_bytes_per_sec}{prefix}, {eta}"
+        }
+        (true, false) => "{msg} {bytes}, {binary_bytes_per_sec}{prefix}",
         (false, true) => "{msg} [{bar:30}] {pos} of {len}, {eta}",
         (false, false) => "{msg} {pos}",
     };
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// How many bytes went in for each that the store did not have, holes and
+/// zeros included.
+fn dedup(done: u64, new: u64) -> String {
+    match done.saturating_mul(10).checked_div(new) {
+        Some(tenths) => format!(", dedup {}.{}x", tenths / 10, tenths % 10),
+        None => ", nothing new".to_owned(),
+    }
 }
 
 /// Bytes for people: `1.5 GiB`.
@@ -146,6 +158,13 @@ mod tests {
         assert_eq!(one_line(&error), "cannot import: disk full");
         let error = anyhow::anyhow!("disk full").context("cannot import x");
         assert_eq!(one_line(&error), "cannot import x: disk full");
+    }
+
+    #[test]
+    fn dedup_is_told_as_a_ratio() {
+        assert_eq!(dedup(5 << 30, 2 << 30), ", dedup 2.5x");
+        assert_eq!(dedup(1 << 20, 1 << 20), ", dedup 1.0x");
+        assert_eq!(dedup(1 << 20, 0), ", nothing new");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Both ends must agree on this number; it changes with any message.
-pub(crate) const PROTOCOL: u32 = 8;
+pub(crate) const PROTOCOL: u32 = 9;
 
 /// The first message of every connection, from the command line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -182,6 +182,8 @@ pub(crate) struct Progress {
     pub(crate) total: u64,
     /// Whether the numbers are bytes.
     pub(crate) bytes: bool,
+    /// Of an import: bytes that the store did not have.
+    pub(crate) new_bytes: Option<u64>,
 }
 
 /// Why a request failed, ready to be shown.

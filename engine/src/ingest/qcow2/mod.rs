@@ -76,7 +76,8 @@ impl<'f> Qcow2<'f> {
                 self.copy_table(&mut clusters, &table, start, writer)?;
             }
             let done = (start + covered).min(self.header.len);
-            progress(Progress { done, total: Some(self.header.len) });
+            let total = Some(self.header.len);
+            progress(Progress { done, total, new_bytes: writer.new_bytes() });
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ impl Supervisor {
         };
         let options = ImportOptions { kind, format, ..ImportOptions::default() };
         let done = self.store.import(input, name, options, &mut |step| {
-            report(bytes_step("importing", step));
+            report(Progress { new_bytes: Some(step.new_bytes), ..bytes_step("importing", step) });
         })?;
         Ok(Reply::Imported(Imported {
             name: done.name.to_string(),
@@ -184,7 +184,13 @@ impl Supervisor {
 }
 
 fn bytes_step(what: &str, step: coppice_engine::Progress) -> Progress {
-    Progress { what: what.to_owned(), done: step.done, total: step.total.unwrap_or(0), bytes: true }
+    Progress {
+        what: what.to_owned(),
+        done: step.done,
+        total: step.total.unwrap_or(0),
+        bytes: true,
+        new_bytes: None,
+    }
 }
 
 fn checked(found: &CheckReport, scope: Scope, seconds: f64) -> Checked {

@@ -124,6 +124,7 @@ impl Supervisor {
                 done: u64::try_from(made.len())?,
                 total: u64::from(fork.count),
                 bytes: false,
+                new_bytes: None,
             });
         }
         Ok(())
