@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::Write;
 
 use crate::catalog::{Event, SnapshotRecord};
+use crate::depot::hint::Hint;
+use crate::id::ObjectKey;
 use crate::pack::directory::{FOOTER_LEN, Footer};
 use crate::pack::frame::{self, FrameHeader, FrameKind};
 use crate::pack::object;
@@ -35,13 +37,15 @@ pub enum Decoder {
     RootLogEntry,
     /// A page map, as the page server gets it.
     PageMap,
+    /// Where a leaf and its chunks lie.
+    Hint,
     /// A qcow2 disk.
     Qcow2,
 }
 
 impl Decoder {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Frame,
         Self::Objects,
         Self::PackTables,
@@ -52,6 +56,7 @@ impl Decoder {
         Self::Event,
         Self::RootLogEntry,
         Self::PageMap,
+        Self::Hint,
         Self::Qcow2,
     ];
 
@@ -78,6 +83,7 @@ impl Decoder {
             Self::Event => drop(Event::decode(bytes)),
             Self::RootLogEntry => drop(crate::catalog::decode_log_entry(bytes)),
             Self::PageMap => drop(PageMap::from_bytes(bytes)),
+            Self::Hint => hint(bytes),
             Self::Qcow2 => qcow2(bytes),
         }
     }
@@ -86,6 +92,14 @@ impl Decoder {
 fn same(encoded: Option<Vec<u8>>, bytes: &[u8]) {
     if let Some(encoded) = encoded {
         assert_eq!(encoded, bytes, "what decodes is canonical");
+    }
+}
+
+/// A number may have several forms, but what is read must survive.
+fn hint(bytes: &[u8]) {
+    let key = ObjectKey([0; ObjectKey::LEN]);
+    if let Ok(hint) = Hint::decode(&key, bytes) {
+        assert_eq!(Hint::decode(&key, &hint.encode(&key)), Ok(hint), "what is read survives");
     }
 }
 

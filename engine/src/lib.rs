@@ -52,6 +52,6 @@ pub use io::{Access, Counts, Disk, DiskFile, Faults, Listed, SimDisk};
 pub use lease::Lease;
 pub use read::{Extent, Fetched, FrameRef, ImageReader, Location, PageMap, PageReader};
 pub use settings::{IndexKind, Settings};
-pub use store::{Stats, Store};
+pub use store::{Lookups, Stats, Store};
 pub use tree::{ImageDiff, ImageRef, Splitter};
 pub use units::{FORMAT_VERSION, FRAME_PLAIN_LEN_MAX, IMAGE_LEN_MAX, PACK_LEN_MAX, PAGE_LEN};

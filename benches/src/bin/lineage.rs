@@ -68,17 +68,38 @@ impl Random {
     }
 }
 
-/// Times of one snapshot, in microseconds.
+/// What something took, in microseconds. The time of this thread alone is
+/// what it costs on a host that does other things too.
+#[derive(Debug, Default, Clone, Copy)]
+struct Cost {
+    wall: u64,
+    thread: u64,
+}
+
+/// Costs of one snapshot.
 #[derive(Debug, Default, Clone, Copy)]
 struct Times {
-    commit: u64,
-    open: u64,
-    look_up: u64,
-    map: u64,
+    commit: Cost,
+    open: Cost,
+    look_up: Cost,
+    map: Cost,
 }
 
 fn micros(begun: Instant) -> u64 {
     u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Time that this thread had a CPU, in nanoseconds.
+fn thread_time() -> i64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
+}
+
+fn cost<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Cost)> {
+    let (begun, thread) = (Instant::now(), thread_time());
+    let done = work()?;
+    let thread = u64::try_from((thread_time() - thread) / 1000)?;
+    Ok((done, Cost { wall: micros(begun), thread }))
 }
 
 fn commit(
@@ -103,18 +124,13 @@ fn commit(
 }
 
 fn measure(store: &Store, image: &ImageRef, id: &str, page: usize) -> Result<Times> {
-    let begun = Instant::now();
-    let entry = store.lookup(id)?;
-    let mut reader = store.reader(image)?;
-    let open = micros(begun);
+    let ((entry, mut reader), open) = cost(|| Ok((store.lookup(id)?, store.reader(image)?)))?;
     ensure!(entry.record.image(Role::Memory) == Some(image), "another image was found");
-    let begun = Instant::now();
     let mut out = [0; PAGE_LEN];
-    reader.read_at(u64::try_from(page * PAGE_LEN)?, &mut out)?;
-    let look_up = micros(begun);
-    let begun = Instant::now();
-    store.page_map(image)?;
-    Ok(Times { commit: 0, open, look_up, map: micros(begun) })
+    let offset = u64::try_from(page * PAGE_LEN)?;
+    let (_, look_up) = cost(|| Ok(reader.read_at(offset, &mut out)?))?;
+    let (_, map) = cost(|| Ok(store.page_map(image)?))?;
+    Ok(Times { commit: Cost::default(), open, look_up, map })
 }
 
 fn median(times: &[Times], of: impl Fn(&Times) -> u64) -> u64 {
@@ -152,6 +168,7 @@ fn main() -> Result<()> {
     let all: Vec<usize> = (0..count).collect();
     let mut last = commit(&store, &bytes, None, &all)?;
     let base_bill = store.accounts()?.store()?;
+    let base_hints = store.lookups()?;
     let mut times = Vec::new();
     for depth in 0..options.depth {
         let mut pages = HashSet::new();
@@ -163,22 +180,26 @@ fn main() -> Result<()> {
         for page in &pages {
             random.page(&mut bytes[page * PAGE_LEN..(page + 1) * PAGE_LEN]);
         }
-        let begun = Instant::now();
-        last = commit(&store, &bytes, Some(last), &pages)?;
-        let commit_us = micros(begun);
+        let (made, commit_cost) = cost(|| commit(&store, &bytes, Some(last), &pages))?;
+        last = made;
         let id = last.1.to_string();
         let measured = measure(&store, &last.0, &id, *pages.first().context("a page")?)?;
-        times.push(Times { commit: commit_us, ..measured });
+        times.push(Times { commit: commit_cost, ..measured });
         if depth % 100 == 99 {
             eprintln!("{} snapshots", depth + 1);
         }
     }
     let (first, tail) = (&times[options.warm_up..][..SAMPLE], &times[times.len() - SAMPLE..]);
-    let row = |of: fn(&Times) -> u64| {
-        let (one, other) = (median(first, of), median(tail, of));
-        json!({ "first_us": one, "last_us": other, "ratio": ratio(other, one) })
+    let row = |of: fn(&Times) -> Cost| {
+        let (one, other) = (median(first, |t| of(t).wall), median(tail, |t| of(t).wall));
+        let (busy, later) = (median(first, |t| of(t).thread), median(tail, |t| of(t).thread));
+        json!({
+            "first_us": one, "last_us": other, "ratio": ratio(other, one),
+            "thread_first_us": busy, "thread_last_us": later, "thread_ratio": ratio(later, busy),
+        })
     };
     let bill = store.accounts()?.store()?;
+    let lookups = store.lookups()?;
     let map = store.page_map(&last.0)?;
     let fresh = Store::open(&folder.join("fresh"), &settings)?;
     let copy = commit(&fresh, &bytes, None, &all)?;
@@ -217,6 +238,9 @@ fn main() -> Result<()> {
             (bill.page_bytes - base_bill.page_bytes) / u64::try_from(options.depth)?,
         "metadata_bytes_per_snapshot":
             (bill.metadata_bytes - base_bill.metadata_bytes) / u64::try_from(options.depth)?,
+        "hint_bytes_per_snapshot":
+            (lookups.hint_bytes - base_hints.hint_bytes) / u64::try_from(options.depth)?,
+        "hint_bytes_per_page_of_first": ratio(base_hints.hint_bytes, u64::try_from(count)?),
         "table_bytes_per_snapshot":
             (bill.table_bytes - base_bill.table_bytes) / u64::try_from(options.depth)?,
     });

@@ -37,6 +37,17 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
         self.weight += weight;
     }
 
+    /// Keeps a value in place of what the key has.
+    pub(super) fn replace(&mut self, key: K, value: V, weight: usize) {
+        match self.values.get_mut(&key) {
+            Some(kept) => {
+                self.weight = self.weight - kept.1 + weight;
+                *kept = (value, weight);
+            }
+            None => self.put(key, value, weight),
+        }
+    }
+
     /// Forgets one value.
     pub(super) fn remove(&mut self, key: &K) {
         if let Some((_, freed)) = self.values.remove(key) {

@@ -86,7 +86,7 @@ impl LocatorState {
             return Ok(found);
         }
         let missed_keys: Vec<ObjectKey> = missed.iter().map(|at| keys[*at]).collect();
-        let places = depot.index.get_many(&missed_keys)?;
+        let places = depot.ask_index(&missed_keys)?;
         self.follow(depot, &places)?;
         for (at, place) in missed.into_iter().zip(places) {
             found[at] = place;

@@ -5,8 +5,11 @@
 //! checked, and its own hash is verified before anyone sees it.
 
 mod cache;
+pub(crate) mod hint;
+mod hints;
 mod locate;
 mod nodes;
+mod notes;
 mod pins;
 mod recover;
 mod retire;
@@ -19,8 +22,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use cache::Cache;
+pub(crate) use hint::Spot;
+pub(crate) use hints::{HintEpoch, LeafHint, PublishedPacks, Resolved};
 pub(crate) use locate::{Location, Locator, LocatorState};
 pub(crate) use nodes::{RecentNode, StoredNode};
+pub(crate) use notes::LeafNotes;
 pub(crate) use pins::{Pins, SessionPins};
 pub(crate) use retire::Disposal;
 
@@ -44,6 +50,8 @@ const NODES_LEN_MAX: usize = 36 << 20;
 const NODE_LEN: usize = 4400;
 /// Bytes of decoded frames of nodes and records kept in memory.
 const FRAMES_LEN_MAX: usize = 16 << 20;
+/// Bytes of hints kept in memory.
+const HINTS_LEN_MAX: usize = 16 << 20;
 
 /// All packs and their index.
 #[derive(Debug)]
@@ -68,6 +76,9 @@ pub(crate) struct Depot {
     directories: Mutex<Cache<PackId, Arc<Directory>>>,
     frames: Mutex<Cache<(PackId, u64), Arc<Frame>>>,
     nodes: Mutex<Cache<NodeId, RecentNode>>,
+    hints: Mutex<Cache<ObjectKey, Arc<hint::Hint>>>,
+    hint_epoch: Mutex<u64>,
+    index_gets: AtomicU64,
 }
 
 impl Depot {
@@ -110,6 +121,16 @@ impl Depot {
         writer: PackWriter,
         session: Option<&SessionPins>,
     ) -> Result<(PackId, u64), StoreError> {
+        self.publish_noted(writer, session, &mut LeafNotes::default())
+    }
+
+    /// As [`Depot::publish`], with notes of new leaves.
+    pub(crate) fn publish_noted(
+        &self,
+        writer: PackWriter,
+        session: Option<&SessionPins>,
+        notes: &mut LeafNotes,
+    ) -> Result<(PackId, u64), StoreError> {
         self.check_fence()?;
         let pack = PackId(self.next_pack.fetch_add(1, Ordering::Relaxed));
         if let Some(session) = session {
@@ -125,6 +146,7 @@ impl Depot {
             failure.error
         })?;
         self.publish_durable(&durable)?;
+        self.hint_published(&durable, notes);
         Ok((pack, durable.file_len))
     }
 
@@ -135,6 +157,8 @@ impl Depot {
         self.publications.fetch_add(1, Ordering::AcqRel);
         let mut distrusted = lock(&self.distrusted);
         if !distrusted.is_empty() {
+            // What was found while a copy was bad may name that copy.
+            self.forget_all_hints()?;
             pack.directory.keys.iter().for_each(|key| {
                 distrusted.remove(key);
             });
@@ -248,11 +272,12 @@ impl Depot {
         lock(&self.frames).clear();
         lock(&self.directories).clear();
         lock(&self.nodes).clear();
+        lock(&self.hints).clear();
     }
 
     /// Where one object lies.
     pub(crate) fn place(&self, key: ObjectKey) -> Result<Option<Place>, StoreError> {
-        Ok(self.index.get_many(&[key])?.first().copied().flatten())
+        Ok(self.ask_index(&[key])?.first().copied().flatten())
     }
 
     /// Stops using the stored bytes of these objects for deduplication, so
@@ -262,7 +287,7 @@ impl Depot {
         self.index.distrust(keys)?;
         drop(publishing);
         lock(&self.distrusted).extend(keys);
-        Ok(())
+        self.forget_all_hints()
     }
 
     /// Which of these objects must not be reused.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Depot, Location, NODE_LEN};
+use super::{Depot, Location, NODE_LEN, Spot};
 use crate::env::lock;
 use crate::error::{FormatError, StoreError};
 use crate::id::{NodeId, ObjectKey, Root};
@@ -129,6 +129,81 @@ impl Depot {
         let recent = RecentNode { node, patch_of };
         lock(&self.nodes).put(*id, recent.clone(), NODE_LEN);
         Ok(recent)
+    }
+}
+
+/// Reading by hints, for whoever wants the content only.
+impl Depot {
+    /// A verified node; `own` says where it may lie. How it is stored is a
+    /// hint, as with [`RecentNode`].
+    pub(crate) fn node_to_read(
+        &self,
+        id: &NodeId,
+        own: Option<Spot>,
+    ) -> Result<RecentNode, StoreError> {
+        self.read_node(id, own, PATCH_DEPTH_MAX)
+    }
+
+    fn read_node(
+        &self,
+        id: &NodeId,
+        own: Option<Spot>,
+        depth_left: u8,
+    ) -> Result<RecentNode, StoreError> {
+        if let Some(recent) = lock(&self.nodes).get(id) {
+            return Ok(recent);
+        }
+        if let Some(spot) = own
+            && let Ok(recent) = self.node_at(id, &spot, depth_left)
+        {
+            lock(&self.nodes).put(*id, recent.clone(), NODE_LEN);
+            return Ok(recent);
+        }
+        let recent = self.recent_node(id)?;
+        self.renew_own_spot(id.key());
+        Ok(recent)
+    }
+
+    fn node_at(&self, id: &NodeId, at: &Spot, depth_left: u8) -> Result<RecentNode, StoreError> {
+        let frame = self.frame(at.pack, &at.objects())?;
+        let bad = |source| StoreError::Damaged { pack: at.pack, offset: at.offset, source };
+        let objects = object::list(&frame).map_err(bad)?;
+        let object = objects.get(to_usize(u64::from(at.slot)));
+        match object.map(|object| (object.kind, object.bytes)) {
+            Some((ObjectKind::Node, bytes)) if NodeId::of(bytes) == *id => {
+                let node = Arc::new(Node::decode(bytes).map_err(bad)?);
+                Ok(RecentNode { node, patch_of: None })
+            }
+            Some((ObjectKind::NodePatch, bytes)) => {
+                let patch = Patch::decode(bytes).map_err(bad)?;
+                let left = depth_left.checked_sub(1).filter(|_| patch.node == *id);
+                let left = left.ok_or(FormatError::Hash).map_err(bad)?;
+                let own = self.own_spots(&[patch.base.key()]).pop().flatten();
+                let base = self.read_node(&patch.base, own, left)?;
+                let node = Arc::new(patch.apply(&base.node).map_err(bad)?);
+                Ok(RecentNode { node, patch_of: Some(patch.base) })
+            }
+            _ => Err(bad(FormatError::Hash)),
+        }
+    }
+
+    /// The root of an image, which must agree with the reference.
+    pub(crate) fn root_to_read(&self, image: &ImageRef) -> Result<RootRecord, StoreError> {
+        let own = self.own_spots(&[image.root.key()]).pop().flatten();
+        let hinted = own.and_then(|at| {
+            let frame = self.frame(at.pack, &at.objects()).ok()?;
+            let objects = object::list(&frame).ok()?;
+            let object = objects.get(to_usize(u64::from(at.slot)))?;
+            let is_root = object.kind == ObjectKind::Root && Root::of(object.bytes) == image.root;
+            let record = RootRecord::decode(object.bytes).ok().filter(|_| is_root)?;
+            (record.image() == *image).then_some(record)
+        });
+        if let Some(root) = hinted {
+            return Ok(root);
+        }
+        let root = self.root(image)?;
+        self.renew_own_spot(image.root.key());
+        Ok(root)
     }
 }
 

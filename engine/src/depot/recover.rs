@@ -10,7 +10,8 @@ use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
-use super::{Cache, DIRECTORIES_LEN_MAX, Depot, FILES_MAX, FRAMES_LEN_MAX, NODES_LEN_MAX, Pins};
+use super::{Cache, DIRECTORIES_LEN_MAX, Depot, FILES_MAX, FRAMES_LEN_MAX, HINTS_LEN_MAX};
+use super::{NODES_LEN_MAX, Pins};
 use crate::error::StoreError;
 use crate::id::PackId;
 use crate::index::Index;
@@ -43,6 +44,9 @@ impl Depot {
             directories: Mutex::new(Cache::new(DIRECTORIES_LEN_MAX)),
             frames: Mutex::new(Cache::new(FRAMES_LEN_MAX)),
             nodes: Mutex::new(Cache::new(NODES_LEN_MAX)),
+            hints: Mutex::new(Cache::new(HINTS_LEN_MAX)),
+            hint_epoch: Mutex::default(),
+            index_gets: AtomicU64::new(0),
         };
         depot.remove_unfinished()?;
         depot.publish_missing()?;

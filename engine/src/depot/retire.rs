@@ -2,7 +2,7 @@
 //! go. A power cut between the two leaves a pack without a mark, which is
 //! published again at the next opening and collected again by a later run.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use super::Depot;
@@ -10,8 +10,8 @@ use crate::env::lock;
 use crate::error::StoreError;
 use crate::id::{ObjectKey, PackId};
 use crate::index::{Place, rows};
-use crate::pack::EntryNo;
-use crate::units::{PACKS_DIR, QUARANTINE_DIR};
+use crate::pack::{EntryNo, FrameKind};
+use crate::units::{PACKS_DIR, QUARANTINE_DIR, to_usize};
 
 /// Dead keys of packs that retire together are held in memory at once up to
 /// about this many.
@@ -139,6 +139,16 @@ impl Depot {
         let summary = lock(&self.packs).remove(&pack);
         self.retirements.fetch_add(1, Ordering::AcqRel);
         drop(publishing);
+        // A node that is in no pack any more needs no hint.
+        let dead: HashSet<ObjectKey> =
+            moves.iter().filter(|(_, heir)| heir.is_none()).map(|(key, _)| *key).collect();
+        let objects = directory.frames.iter().filter(|frame| frame.kind == FrameKind::Objects);
+        let keys = objects.flat_map(|frame| {
+            let first = to_usize(u64::from(frame.first.0));
+            &directory.keys[first..first + to_usize(u64::from(frame.count))]
+        });
+        let keys: Vec<ObjectKey> = keys.filter(|key| dead.contains(key)).copied().collect();
+        self.forget_hints(&keys);
         lock(&self.files).remove(&pack);
         lock(&self.directories).remove(&pack);
         Ok(summary.map_or(0, |summary| summary.file_len))

@@ -20,7 +20,7 @@ use crate::error::{ReadError, StoreError};
 use crate::id::ObjectKey;
 use crate::pack::frame::{self, EncodedFrame};
 use crate::pack::{Frame, FrameKind, PackWriter};
-use crate::read::{FrameRef, Location, PageMap, build_map, read_frame, verified};
+use crate::read::{Ask, FrameRef, Location, PageMap, build_map, read_frame, verified};
 use crate::settings::Settings;
 use crate::tree::{ImageRef, Splitter};
 use crate::units::{PAGE_LEN, pages_of, to_u64, to_usize};
@@ -69,6 +69,9 @@ pub(super) fn straighten(
         if let Some(crooked) = look(depot, &image, settings, percent_max)? {
             done.images += 1;
             done.rewritten_bytes += write_anew(depot, &crooked.moving, settings)?;
+            // Readers find the copies from now on.
+            let root = depot.root(&image)?;
+            build_map(depot, &root, &(0..pages_of(root.len)), Ask::IndexAndRenew)?;
         }
     }
     Ok(done)
@@ -93,7 +96,7 @@ fn look(
     percent_max: u32,
 ) -> Result<Option<Crooked>, StoreError> {
     let root = depot.root(image)?;
-    let map = build_map(depot, &root, &(0..pages_of(root.len)))?;
+    let map = build_map(depot, &root, &(0..pages_of(root.len)), Ask::Index)?.map;
     let in_frame = to_u64(settings.frame_len_max / PAGE_LEN);
     let fresh = map.stored_pages().div_ceil(in_frame);
     let frames = to_u64(map.frames().len());

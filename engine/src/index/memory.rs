@@ -10,6 +10,7 @@ use crate::env::lock;
 use crate::error::StoreError;
 use crate::id::{ObjectKey, PackId};
 use crate::pack::DurablePack;
+use crate::units::to_u64;
 
 /// Maps in memory.
 #[derive(Debug, Default)]
@@ -23,6 +24,7 @@ struct State {
     packs: BTreeMap<PackId, PackSummary>,
     distrusted: HashSet<ObjectKey>,
     rows: BTreeMap<RowKey, Vec<u8>>,
+    hints: HashMap<ObjectKey, Vec<u8>>,
 }
 
 impl Index for MemIndex {
@@ -80,6 +82,33 @@ impl Index for MemIndex {
     fn distrust(&self, keys: &[ObjectKey]) -> Result<(), StoreError> {
         lock(&self.state).distrusted.extend(keys);
         Ok(())
+    }
+
+    fn hints(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        let state = lock(&self.state);
+        Ok(keys.iter().map(|key| state.hints.get(key).cloned()).collect())
+    }
+
+    fn write_hints(&self, hints: &[(ObjectKey, Option<Vec<u8>>)]) -> Result<(), StoreError> {
+        let mut state = lock(&self.state);
+        for (key, hint) in hints {
+            match hint {
+                Some(bytes) => state.hints.insert(*key, bytes.clone()),
+                None => state.hints.remove(key),
+            };
+        }
+        Ok(())
+    }
+
+    fn clear_hints(&self) -> Result<(), StoreError> {
+        lock(&self.state).hints.clear();
+        Ok(())
+    }
+
+    fn hint_totals(&self) -> Result<(u64, u64), StoreError> {
+        let state = lock(&self.state);
+        let bytes = state.hints.values().map(|hint| ObjectKey::LEN + hint.len()).sum();
+        Ok((to_u64(state.hints.len()), to_u64(bytes)))
     }
 
     fn distrusted(&self) -> Result<Vec<ObjectKey>, StoreError> {

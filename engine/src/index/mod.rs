@@ -99,6 +99,18 @@ pub(crate) trait Index: Send + Sync + Debug {
     /// pack is published or retired.
     fn distrust(&self, keys: &[ObjectKey]) -> Result<(), StoreError>;
 
+    /// The hints of objects, in the order of the keys.
+    fn hints(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Vec<u8>>>, StoreError>;
+
+    /// Keeps hints, or takes them away. They need not survive a crash.
+    fn write_hints(&self, hints: &[(ObjectKey, Option<Vec<u8>>)]) -> Result<(), StoreError>;
+
+    /// Takes all hints away.
+    fn clear_hints(&self) -> Result<(), StoreError>;
+
+    /// How many hints there are, and their bytes, keys included.
+    fn hint_totals(&self) -> Result<(u64, u64), StoreError>;
+
     /// All objects that are not trusted.
     fn distrusted(&self) -> Result<Vec<ObjectKey>, StoreError>;
 

@@ -37,8 +37,10 @@ const DISTRUSTED: &str = "distrusted";
 
 /// Rows of the ledger.
 const LEDGER: &str = "ledger";
+/// Key of a node or root -> where it and its chunks lie.
+const HINTS: &str = "hints";
 
-const FAMILIES: [&str; 4] = [ENTRIES, PACKS, DISTRUSTED, LEDGER];
+const FAMILIES: [&str; 5] = [ENTRIES, PACKS, DISTRUSTED, LEDGER, HINTS];
 const CACHE_LEN: usize = 32 << 20;
 const BATCH_ENTRIES: usize = 1 << 16;
 /// Entries of packs that are remembered until they are flushed, 20 bytes each.
@@ -206,7 +208,7 @@ fn closed() -> StoreError {
     StoreError::Index("it could not be opened again after a failed write".to_owned())
 }
 
-fn families() -> [ColumnFamilyDescriptor; 4] {
+fn families() -> [ColumnFamilyDescriptor; FAMILIES.len()] {
     let cache = Cache::new_lru_cache(CACHE_LEN);
     FAMILIES.map(|family| ColumnFamilyDescriptor::new(family, entry_options(&cache)))
 }
@@ -350,7 +352,8 @@ impl Index for RocksIndex {
     fn clear(&self) -> Result<(), StoreError> {
         // Marks go first: entries without a mark are published again.
         self.writing(|db| {
-            [PACKS, ENTRIES, DISTRUSTED, LEDGER].iter().try_for_each(|family| clear(db, family))?;
+            let all = [PACKS, ENTRIES, DISTRUSTED, LEDGER, HINTS];
+            all.iter().try_for_each(|family| clear(db, family))?;
             lock(&self.unflushed).clear();
             flush(db)
         })
@@ -375,6 +378,46 @@ impl Index for RocksIndex {
             keys.iter().for_each(|key| batch.put_cf(family(db, DISTRUSTED), key.0, []));
             unlogged(db, batch)?;
             self.flush(db)
+        })
+    }
+
+    fn hints(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        self.reading(|db| {
+            let keys = keys.iter().map(|key| &key.0);
+            let found = db.batched_multi_get_cf(family(db, HINTS), keys, false);
+            let found = found.into_iter().map(|value| value.map_err(failed));
+            found.map(|value| Ok(value?.map(|bytes| bytes.to_vec()))).collect()
+        })
+    }
+
+    fn write_hints(&self, hints: &[(ObjectKey, Option<Vec<u8>>)]) -> Result<(), StoreError> {
+        self.writing(|db| {
+            let mut batch = WriteBatch::default();
+            for (key, hint) in hints {
+                match hint {
+                    Some(bytes) => batch.put_cf(family(db, HINTS), key.0, bytes),
+                    None => batch.delete_cf(family(db, HINTS), key.0),
+                }
+            }
+            unlogged(db, batch)
+        })
+    }
+
+    fn clear_hints(&self) -> Result<(), StoreError> {
+        self.writing(|db| {
+            clear(db, HINTS)?;
+            flush(db)
+        })
+    }
+
+    fn hint_totals(&self) -> Result<(u64, u64), StoreError> {
+        self.reading(|db| {
+            let mut totals = (0, 0);
+            for item in db.iterator_cf(family(db, HINTS), IteratorMode::Start) {
+                let (key, value) = item.map_err(failed)?;
+                totals = (totals.0 + 1, totals.1 + to_u64(key.len() + value.len()));
+            }
+            Ok(totals)
         })
     }
 

@@ -13,7 +13,7 @@ use self::pieces::PieceBuilder;
 use super::frames::FrameBuilder;
 use super::packer::Packer;
 use crate::chunk::Page;
-use crate::depot::{Depot, LocatorState, SessionPins};
+use crate::depot::{Depot, LeafNotes, LocatorState, SessionPins};
 use crate::error::{ErrorKind, StoreError};
 use crate::id::{ChunkId, NodeId, ObjectKey};
 use crate::pack::{FrameKind, ObjectKind};
@@ -43,6 +43,7 @@ pub(super) struct Sink {
     objects: FrameBuilder,
     catalog: FrameBuilder,
     locator: LocatorState,
+    notes: LeafNotes,
     pins: Arc<SessionPins>,
     /// Images that this session completed.
     made: HashSet<ImageRef>,
@@ -62,6 +63,7 @@ impl Sink {
             objects: builder(FrameKind::Objects),
             catalog: builder(FrameKind::Catalog),
             locator: LocatorState::default(),
+            notes: LeafNotes::default(),
             totals: Totals::default(),
             packer: Packer::new(depot.clone(), pins.clone(), settings),
             depot,
@@ -157,7 +159,7 @@ impl Sink {
         frames.extend(self.objects.take_full());
         frames.extend(self.catalog.take_full());
         frames.into_iter().try_for_each(|frame| self.packer.put(frame))?;
-        self.packer.end_pack()?;
+        self.packer.end_pack(std::mem::take(&mut self.notes))?;
         self.totals.stored_bytes += self.packer.wait_sealed(1)?;
         self.publishing = std::mem::take(&mut self.unpublished);
         Ok(())
@@ -239,6 +241,29 @@ impl Sink {
     }
 }
 
+impl Sink {
+    /// Remembers of a leaf what becomes a hint when its pack is sealed.
+    fn note_leaf(
+        &mut self,
+        id: NodeId,
+        leaf: &Node,
+        before: Option<NodeId>,
+        patch_of: Option<NodeId>,
+    ) -> Result<(), StoreError> {
+        if leaf.level > 0 {
+            return Ok(());
+        }
+        let load = |id: Option<NodeId>| {
+            id.map(|id| Ok::<_, StoreError>((id, self.depot.load_node(&id)?))).transpose()
+        };
+        let (before, full) = (load(before)?, load(patch_of)?);
+        let before = before.as_ref().map(|(id, node)| (*id, &**node));
+        let full = full.as_ref().map(|(id, node)| (*id, &**node));
+        self.notes.add((id, leaf), before, full);
+        Ok(())
+    }
+}
+
 impl NodeSource for Sink {
     fn load_node(&self, id: &NodeId) -> Result<Arc<Node>, StoreError> {
         self.depot.load_node(id)
@@ -262,6 +287,7 @@ impl NodeSink for Sink {
         let full_len = 20 + 32 * node.children().iter().flatten().count();
         let patch = patch.filter(|(_, bytes)| bytes.len() < full_len);
         self.depot.remember(id, node, patch.as_ref().map(|(full, _)| *full));
+        self.note_leaf(id, node, base, patch.as_ref().map(|(full, _)| *full))?;
         let (kind, bytes) = match patch {
             Some((_, bytes)) => (ObjectKind::NodePatch, bytes),
             None => (ObjectKind::Node, node.encode()),

@@ -8,12 +8,12 @@ use rayon::prelude::*;
 
 use super::image::ImageReader;
 use super::map::Location;
-use super::page_reader::verified_all;
+use super::page_reader::{verified, verified_all};
 use super::stream;
-use super::window::Window;
+use super::window::{Window, fail};
 use crate::chunk::Page;
 use crate::depot::Depot;
-use crate::error::{ReadCause, ReadError, StoreError};
+use crate::error::StoreError;
 use crate::tree::{RootRecord, Splitter};
 use crate::units::{PAGE_LEN, page_offset, pages_of, to_u64, to_usize};
 
@@ -87,15 +87,35 @@ fn read_run(
     run: &[(u64, Location)],
 ) -> Result<Vec<(u64, Page)>, StoreError> {
     let Some((_, first)) = run.first() else { return Ok(Vec::new()) };
-    let at = first.frame;
-    let fail = |chunk| move |cause| ReadError { chunk, pack: at.pack, offset: at.offset, cause };
-    let frame = window.frame(depot, &at).map_err(fail(first.chunk))?;
     let wanted: Vec<_> = run.iter().map(|(_, at)| (at.slot, at.chunk)).collect();
-    let found = verified_all(&frame, &wanted);
-    let page = |((page, location), found): (&(u64, Location), Result<&Page, ReadCause>)| {
-        Ok((*page, *found.map_err(fail(location.chunk))?))
+    let frame = window.frame(depot, &first.frame).ok();
+    let found: Vec<Option<&Page>> = match &frame {
+        Some(frame) => verified_all(frame, &wanted).into_iter().map(Result::ok).collect(),
+        None => vec![None; run.len()],
+    };
+    let page = |((page, at), found): (&(u64, Location), Option<&Page>)| match found {
+        Some(bytes) => Ok((*page, *bytes)),
+        None => Ok((*page, read_again(depot, window, *page, at)?)),
     };
     run.iter().zip(found).map(page).collect()
+}
+
+/// A page that was not found where it was thought to lie.
+fn read_again(
+    depot: &Depot,
+    window: &Window,
+    page: u64,
+    at: &Location,
+) -> Result<Page, StoreError> {
+    let found =
+        window.frame(depot, &at.frame).and_then(|it| verified(&it, at.slot, &at.chunk).copied());
+    match found {
+        Ok(bytes) => Ok(bytes),
+        Err(cause) => {
+            let moved = window.elsewhere(depot, page, at, cause)?;
+            Ok(*verified(&moved, 0, &at.chunk).map_err(|cause| fail(at, cause))?)
+        }
+    }
 }
 
 /// Writes pages, neighbours with one call.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::map::{Extent, FrameRef, Location};
 use super::page_reader::verified;
 use super::stream::StreamReader;
-use super::window::Window;
+use super::window::{Window, fail};
 use crate::depot::Depot;
-use crate::error::{ReadError, StoreError};
+use crate::error::{ReadCause, StoreError};
 use crate::pack::Frame;
 use crate::tree::{ImageRef, RootRecord, Splitter};
 use crate::units::{PAGE_LEN, page_offset, pages_of, to_u64, to_usize};
@@ -26,15 +26,17 @@ pub struct ImageReader {
     root: RootRecord,
     window: Option<(Range<u64>, Window)>,
     last: Option<(FrameRef, Frame)>,
-    /// Instead of both, for a byte stream.
+    /// A page that was found elsewhere than it was thought to lie.
+    moved: Option<Frame>,
+    /// Instead of all, for a byte stream.
     stream: Option<StreamReader>,
 }
 
 impl ImageReader {
     pub(crate) fn open(depot: Arc<Depot>, image: &ImageRef) -> Result<Self, StoreError> {
-        let root = depot.root(image)?;
+        let root = depot.root_to_read(image)?;
         let stream = (root.splitter == Splitter::FastCdc16K).then(StreamReader::new);
-        Ok(Self { depot, root, window: None, last: None, stream })
+        Ok(Self { depot, root, window: None, last: None, moved: None, stream })
     }
 
     /// Length of the image in bytes.
@@ -72,7 +74,7 @@ impl ImageReader {
         match self.extent(page)? {
             Extent::Zero => out.fill(0),
             Extent::Stored(location) => {
-                let bytes = self.page(&location)?;
+                let bytes = self.page(page, &location)?;
                 out.copy_from_slice(&bytes[inside..inside + out.len()]);
             }
         }
@@ -99,18 +101,31 @@ impl ImageReader {
         Ok(extent)
     }
 
-    fn page(&mut self, location: &Location) -> Result<&[u8; PAGE_LEN], StoreError> {
-        let at = location.frame;
-        let fail =
-            |cause| ReadError { chunk: location.chunk, pack: at.pack, offset: at.offset, cause };
-        let frame = match self.last.take() {
-            Some((kept, frame)) if kept == at => frame,
-            _ => match &self.window {
-                Some((_, window)) => window.frame(&self.depot, &at).map_err(fail)?,
-                None => return Err(fail(crate::error::ReadCause::UnknownPack).into()),
-            },
+    fn page(&mut self, page: u64, at: &Location) -> Result<&[u8; PAGE_LEN], StoreError> {
+        let Some((_, window)) = &self.window else {
+            return Err(fail(at, ReadCause::UnknownPack).into());
         };
-        let (_, frame) = self.last.insert((at, frame));
-        Ok(verified(frame, location.slot, &location.chunk).map_err(fail)?)
+        if self.last.as_ref().is_none_or(|(kept, _)| *kept != at.frame) {
+            self.last = None;
+            match window.frame(&self.depot, &at.frame) {
+                Ok(frame) => self.last = Some((at.frame, frame)),
+                Err(cause) => {
+                    let moved = window.elsewhere(&self.depot, page, at, cause)?;
+                    return moved_page(self.moved.insert(moved), at);
+                }
+            }
+        }
+        let Some((_, frame)) = &self.last else { return Err(fail(at, ReadCause::Lost).into()) };
+        match verified(frame, at.slot, &at.chunk) {
+            Ok(bytes) => Ok(bytes),
+            Err(cause) => {
+                let moved = window.elsewhere(&self.depot, page, at, cause)?;
+                moved_page(self.moved.insert(moved), at)
+            }
+        }
     }
+}
+
+fn moved_page<'f>(frame: &'f Frame, at: &Location) -> Result<&'f [u8; PAGE_LEN], StoreError> {
+    Ok(verified(frame, 0, &at.chunk).map_err(|cause| fail(at, cause))?)
 }

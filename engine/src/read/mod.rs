@@ -15,7 +15,7 @@ mod window;
 pub(crate) use export::{export, pour};
 pub use image::ImageReader;
 pub use map::{Extent, FrameRef, Location, PageMap};
-pub(crate) use map_build::build as build_map;
+pub(crate) use map_build::{Ask, build as build_map};
 pub(crate) use page_reader::verified;
 pub use page_reader::{Fetched, PageReader};
 pub(crate) use window::read_frame;

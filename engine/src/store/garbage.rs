@@ -4,7 +4,10 @@
 use proptest::prelude::*;
 
 use crate::catalog::SnapshotRecord;
+use crate::depot::Spot;
+use crate::depot::hint::Hint;
 use crate::fuzzing::Decoder;
+use crate::id::{ObjectKey, PackId};
 use crate::pack::frame::{self, FrameKind};
 use crate::tree::patch::Patch;
 use crate::tree::{Node, RootRecord};
@@ -21,6 +24,7 @@ fn beginnings() -> impl Strategy<Value = Vec<u8>> {
         Just(b"CPPKEND1\x01\0\0\0".to_vec()),
         Just(b"CPRL".to_vec()),
         Just(b"CPMAP001".to_vec()),
+        Just(vec![1, 3, 3, 1]),
         Just(vec![1, 0, 1, 0]),
         Just(vec![0, 0, 1, 0]),
     ]
@@ -103,6 +107,11 @@ fn write_the_corpus() {
     };
     session.commit(&record_of, crate::ingest::CommitOptions::default()).expect("a commit");
     let map = store.page_map(&image).expect("a map").to_bytes();
+    let key = ObjectKey([0; ObjectKey::LEN]);
+    let spot = Spot { pack: PackId(300), offset: 16, len: 5000, count: 16, slot: 3 };
+    let chunks = vec![(0, spot), (1, Spot { slot: 4, ..spot }), (9, Spot { offset: 5016, ..spot })];
+    let hint = Hint { own: Some(spot), base: Some(key), chunks }.encode(&key);
+    let hint_sum = hint.len() - 8..hint.len();
     let seeds = [
         ("frame", zeroed(encoded, 64..80)),
         ("objects", objects),
@@ -114,6 +123,7 @@ fn write_the_corpus() {
         ("event", event.encode()),
         ("root_log_entry", zeroed(log[16..].to_vec(), 32..48)),
         ("page_map", zeroed(map, 32..48)),
+        ("hint", zeroed(hint, hint_sum)),
         ("qcow2", crate::ingest::qcow2::tests::sound()),
     ];
     for (decoder, seed) in seeds {

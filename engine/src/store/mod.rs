@@ -2,6 +2,8 @@
 
 #[cfg(test)]
 mod garbage;
+#[cfg(test)]
+mod hinted;
 mod open;
 
 use std::fs::File;
@@ -21,9 +23,9 @@ use crate::id::{Name, PackId};
 use crate::ingest::{ImportOptions, ImportReport, Progress, Session};
 use crate::io::Disk;
 use crate::lease::Lease;
-use crate::read::{self, ImageReader, PageMap};
+use crate::read::{self, Ask, ImageReader, PageMap};
 use crate::settings::Settings;
-use crate::tree::{self, ImageDiff, ImageRef, Splitter};
+use crate::tree::{self, ImageDiff, ImageRef, RootRecord, Splitter};
 use crate::units::{pages_of, to_u64};
 
 /// An open store. Clones share it; it is closed with the last clone, session
@@ -50,6 +52,18 @@ pub struct Stats {
     pub packs: u64,
     /// Listed snapshots.
     pub snapshots: u64,
+}
+
+/// How readers find things: by hints, and where these are of no use by the
+/// index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Lookups {
+    /// Objects that the index was asked for since the store was opened.
+    pub index_gets: u64,
+    /// Hints in the index.
+    pub hints: u64,
+    /// Their bytes, keys included.
+    pub hint_bytes: u64,
 }
 
 impl Store {
@@ -113,7 +127,7 @@ impl Store {
         out: &File,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), StoreError> {
-        let root = self.depot.root(image)?;
+        let root = self.depot.root_to_read(image)?;
         read::export(&self.depot, &root, out, &mut |done| {
             progress(Progress { done, total: Some(root.len), new_bytes: 0 });
         })
@@ -339,8 +353,8 @@ impl Store {
     /// # Errors
     /// If the image or one of its chunks is not in the store.
     pub fn page_map(&self, image: &ImageRef) -> Result<PageMap, StoreError> {
-        let root = self.depot.root(image)?;
-        self.depot.following(|| read::build_map(&self.depot, &root, &(0..pages_of(root.len))))
+        let root = self.depot.root_to_read(image)?;
+        self.depot.following(|| self.build_map(&root))
     }
 
     /// Where all pages of an image lie, with read-only descriptors of those
@@ -354,14 +368,36 @@ impl Store {
         image: &ImageRef,
         known: &dyn Fn(PackId) -> bool,
     ) -> Result<(PageMap, Vec<(PackId, File)>), StoreError> {
-        let root = self.depot.root(image)?;
+        let root = self.depot.root_to_read(image)?;
         self.depot.following(|| {
-            let map = read::build_map(&self.depot, &root, &(0..pages_of(root.len)))?;
+            let map = self.build_map(&root)?;
             let new = map.packs().iter().filter(|pack| !known(**pack));
             let packs = new.map(|pack| Ok((*pack, self.pack_file(*pack)?)));
             let packs = packs.collect::<Result<_, StoreError>>()?;
             Ok((map, packs))
         })
+    }
+
+    fn build_map(&self, root: &RootRecord) -> Result<PageMap, StoreError> {
+        let range = 0..pages_of(root.len);
+        Ok(read::build_map(&self.depot, root, &range, Ask::Hints)?.map)
+    }
+
+    /// How readers find things, and what that takes.
+    ///
+    /// # Errors
+    /// If the index cannot be read.
+    pub fn lookups(&self) -> Result<Lookups, StoreError> {
+        let (hints, hint_bytes) = self.depot.index().hint_totals()?;
+        Ok(Lookups { index_gets: self.depot.index_gets(), hints, hint_bytes })
+    }
+
+    /// Throws all hints away. Reading makes them again.
+    ///
+    /// # Errors
+    /// If the index cannot be written.
+    pub fn forget_hints(&self) -> Result<(), StoreError> {
+        self.depot.forget_all_hints()
     }
 
     /// A read-only descriptor of a pack, for the page server.

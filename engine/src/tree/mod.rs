@@ -21,7 +21,7 @@ pub(crate) use diff::diff;
 pub(crate) use image::RootRecord;
 pub use image::{ImageRef, Splitter};
 pub(crate) use node::Node;
-pub(crate) use walk::{data_bytes, walk};
+pub(crate) use walk::data_bytes;
 
 /// Children of a node.
 pub(crate) const FANOUT: usize = 128;
