@@ -4,6 +4,7 @@
 mod devices;
 pub mod fault;
 pub mod host;
+pub mod jail;
 mod memory;
 pub mod pieces;
 pub mod protocol;
@@ -14,4 +15,4 @@ mod vm;
 pub use fault::{PagerError, pager_main};
 pub use sys::pagemap::{PageCounts, Pagemap, PagemapError};
 pub use sys::remote_memory::{RemoteMemory, RemoteMemoryError};
-pub use vm::vmm_main;
+pub use vm::{vmm_main, zygote_main};

@@ -50,9 +50,42 @@ pub enum Start {
     },
 }
 
+/// From the supervisor to the zygote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ZygoteRequest {
+    /// Forks a process that will be a machine's. One descriptor: its end of the
+    /// channel on which it takes [`VmmRequest`]. Answered by
+    /// [`ZygoteReply::Spawned`].
+    Spawn,
+}
+
+/// From the zygote to the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ZygoteMessage {
+    /// The answer to the oldest unanswered request.
+    Reply(Result<ZygoteReply, String>),
+}
+
+/// The answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ZygoteReply {
+    /// The process exists. One descriptor: its pidfd.
+    Spawned {
+        /// Its process id.
+        pid: u32,
+    },
+}
+
+/// The zygote has no news of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ZygoteEvent {}
+
 /// From the supervisor to a machine's process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VmmRequest {
+    /// Writes its log there from now on. One descriptor: a file to append to.
+    /// Answered by [`VmmReply::Logging`].
+    Log,
     /// Makes the machine, stopped before its first instruction.
     ///
     /// Descriptors, in this order: the console log (append); for each disk
@@ -102,6 +135,8 @@ pub enum VmmMessage {
 /// The answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VmmReply {
+    /// The log is written where it was asked for.
+    Logging,
     /// The machine exists. Descriptors, in this order: the userfaultfd with
     /// every pooled region registered, `/proc/self/pagemap`, `/proc/self/mem`.
     Built {

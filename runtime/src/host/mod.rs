@@ -1,12 +1,16 @@
 //! The supervisor's side of the processes it runs: one handle for each
 //! machine's process and one for the page server.
 
+mod nursery;
 mod pager;
 mod peer;
 mod process;
 mod vmm;
+mod zygote;
 
+pub use nursery::Nursery;
 pub use pager::{Pager, PagerStats};
 pub use peer::{News, Peer, PeerError};
 pub use process::Program;
 pub use vmm::{Built, SavedMachine, Vmm};
+pub use zygote::{Unborn, Zygote};

@@ -12,7 +12,10 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::protocol::{PagerEvent, PagerMessage, PagerReply, VmmEvent, VmmMessage, VmmReply};
+use crate::protocol::{
+    PagerEvent, PagerMessage, PagerReply, VmmEvent, VmmMessage, VmmReply, ZygoteEvent,
+    ZygoteMessage, ZygoteReply,
+};
 use crate::sys::channel::{Channel, ChannelError};
 
 /// Why a request to another process failed.
@@ -92,6 +95,16 @@ impl ServerMessage for PagerMessage {
         match self {
             Self::Reply(reply) => Incoming::Reply(reply),
             Self::Event(event) => Incoming::Event(event),
+        }
+    }
+}
+
+impl ServerMessage for ZygoteMessage {
+    type Reply = ZygoteReply;
+    type Event = ZygoteEvent;
+    fn sort(self) -> Incoming<ZygoteReply, ZygoteEvent> {
+        match self {
+            Self::Reply(reply) => Incoming::Reply(reply),
         }
     }
 }

@@ -3,12 +3,11 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::Child;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::peer::{News, Peer, PeerError};
-use super::process::Program;
+use super::process::Process;
+use super::zygote::Unborn;
 use crate::protocol::{
     MachineConfig, PageRun, Region, Start, VmmEvent, VmmMessage, VmmReply, VmmRequest,
 };
@@ -19,8 +18,7 @@ use crate::sys::remote_memory::RemoteMemory;
 #[derive(Debug)]
 pub struct Vmm {
     peer: Peer<VmmRequest, VmmMessage>,
-    child: Mutex<Child>,
-    pid: u32,
+    process: Process,
 }
 
 /// A machine that has been made, with what the supervisor needs to reach into
@@ -47,24 +45,27 @@ pub struct SavedMachine {
 }
 
 impl Vmm {
-    /// Starts the process. `news` runs on a thread of its own and must not
-    /// call back into the handle.
-    pub fn spawn(
-        program: &Program,
+    /// Makes a waiting process that of a machine, which writes its log to
+    /// `log`. `news` runs on a thread of its own and must not call back into
+    /// the handle.
+    pub fn raise(
+        unborn: Unborn,
         name: &str,
         log: &File,
         news: impl FnMut(News<VmmEvent>) + Send + 'static,
     ) -> Result<Self, PeerError> {
-        let process = format!("machine {name}");
-        let (child, channel) = program.start(&process, log)?;
-        let pid = child.id();
-        let peer = Peer::new(process, channel, news)?;
-        Ok(Self { peer, child: Mutex::new(child), pid })
+        let Unborn { process, channel } = unborn;
+        let peer = Peer::new(format!("machine {name}"), channel, news)?;
+        let vmm = Self { peer, process };
+        match vmm.peer.call(&VmmRequest::Log, &[log.as_fd()])?.0 {
+            VmmReply::Logging => Ok(vmm),
+            _ => Err(vmm.peer.out_of_turn()),
+        }
     }
 
     /// The process id.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.process.pid()
     }
 
     /// Makes the machine. `descriptors` as [`VmmRequest::Build`] lists them.
@@ -138,10 +139,7 @@ impl Vmm {
 
     /// Kills the process, whatever it is doing, and waits for it.
     pub fn kill(&self) {
-        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
-        // Fails only if it has been waited for already, which is the goal.
-        drop(child.kill());
-        drop(child.wait());
+        self.process.end();
     }
 }
 

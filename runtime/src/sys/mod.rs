@@ -8,6 +8,7 @@ pub(crate) mod kvm;
 pub(crate) mod mapping;
 pub(crate) mod memfd;
 pub mod pagemap;
+pub(crate) mod process;
 pub mod remote_memory;
 pub(crate) mod side;
 pub mod userfault;

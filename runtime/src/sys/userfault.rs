@@ -5,6 +5,7 @@
 //! thread run again, and poisoning a page makes its next access fail.
 #![expect(unsafe_code, reason = "ioctls that the userfaultfd crate lacks, and its descriptor")]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
@@ -30,6 +31,44 @@ struct PoisonArgs {
 /// `_IOWR(0xAA, 0x08, struct uffdio_poison)`.
 const UFFDIO_POISON: libc::Ioctl = 0xC020_AA08;
 const _: () = assert!(size_of::<PoisonArgs>() == 0x20);
+
+/// `struct uffdio_api` of the kernel's ABI.
+#[repr(C)]
+struct ApiArgs {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+/// `_IO(0xAA, 0x00)`.
+const USERFAULTFD_IOC_NEW: libc::Ioctl = 0xAA00;
+/// `_IOWR(0xAA, 0x3F, struct uffdio_api)`.
+const UFFDIO_API: libc::Ioctl = 0xC018_AA3F;
+const UFFD_API: u64 = 0xAA;
+const _: () = assert!(size_of::<ApiArgs>() == 0x18);
+
+/// Opens a userfaultfd of this process through the device if it is given,
+/// else by the system call. It never blocks, closes on exec and takes faults
+/// that happen inside the kernel.
+pub(crate) fn open_through(device: Option<&File>, features: FeatureFlags) -> io::Result<Uffd> {
+    let Some(device) = device else {
+        return Userfault::with_features(features).map(|userfault| userfault.0);
+    };
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    // SAFETY: the ioctl takes flags and gives a new descriptor or -1.
+    let raw = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, flags) };
+    if raw < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    let uffd = unsafe { Uffd::from_raw_fd(raw) };
+    let mut args = ApiArgs { api: UFFD_API, features: features.bits(), ioctls: 0 };
+    // SAFETY: the argument is the structure of this ioctl, alive for the call.
+    if unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_API, &raw mut args) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(uffd)
+}
 
 /// What every machine's userfaultfd can do: report missing pages of pools, and
 /// writes to pages that were protected.

@@ -1,20 +1,22 @@
 //! Making a machine.
 //!
-//! The order keeps faults answerable: the VM, the mappings, their registration,
-//! and only then the memory slots. The chips and eventfds come after them: they
-//! leave KVM with grace periods that a memory slot would wait for (2.4 ms
-//! instead of 0.1). Nothing here reads pooled memory, because the page server
-//! serves the machine only once it has the descriptors that are made here.
+//! The order keeps faults answerable: the mappings, their registration, and
+//! only then the memory slots. The eventfds come after them: they leave KVM
+//! with grace periods that a memory slot would wait for (2.4 ms instead of
+//! 0.1); those of the chips, which are made with the VM, are over by then if the
+//! process waited a while for its machine. Nothing here reads pooled memory,
+//! because the page server serves the machine only once it has the descriptors
+//! that are handed over.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::boot::{self, BootError, VirtioWindow, full_cmdline};
 use super::bus::Devices;
-use super::chips;
+use super::kit::Kit;
 use super::machine::{Machine, MachineError, OnEnd, Waiting};
 use super::regions::Handover;
 use super::state::MachineState;
@@ -98,23 +100,22 @@ pub(super) fn build(
     config: MachineConfig,
     start: Start,
     descriptors: Vec<OwnedFd>,
+    kit: Kit,
     on_end: &OnEnd,
 ) -> Result<Machine, MachineError> {
     let plan = Plan::new(config, start)?;
     let Parts { log, disks: disk_files, mut image } = Parts::of(&plan.config, descriptors)?;
-    let kvm = Kvm::new().map_err(|error| MachineError::NoKvm(error.into()))?;
+    let Kit { kvm, vm, first_vcpu, mut handover } = kit;
     if let Some(saved) = plan.saved() {
         saved.cpus.check_host(&kvm)?;
     }
-    let vm = kvm.create_vm().map_err(call("KVM_CREATE_VM"))?;
     let ram = Arc::new(match &plan.begin {
         Begin::Boot { .. } => Ram::anonymous(plan.layout)?,
         Begin::Continue(_) => Ram::of_pool(&image, plan.layout)?,
     });
     let disks = open_disks(&plan.config, disk_files)?;
-    let handover = register(&ram, &disks, plan.saved().is_some())?;
+    register(&mut handover, &ram, &disks, plan.saved().is_some())?;
     set_memslots(&vm, &ram)?;
-    chips::make(&vm)?;
 
     let gate = Arc::new(Gate::closed());
     let serial = Serial::new(ConsoleLog::new(log), plan.saved().map(|saved| &saved.serial))?;
@@ -127,13 +128,15 @@ pub(super) fn build(
         Begin::Boot { cmdline } => {
             let host = HostKind::probe(&kvm)?;
             let cpus = CpuTable::of_host(&kvm, host)?;
-            let fds = make_vcpus(&vm, &cpus, plan.vcpus)?;
+            let fds = make_vcpus(&vm, first_vcpu, &cpus, plan.vcpus)?;
             let line = command_line(cmdline, &windows, host)?;
             let entry = boot::load_linux(&ram, &mut image, &line, plan.vcpus)?;
             enter_long_mode(&fds[0], ram.guest(), entry, boot::ZERO_PAGE)?;
             (cpus, fds)
         }
-        Begin::Continue(saved) => (saved.cpus.clone(), make_vcpus(&vm, &saved.cpus, plan.vcpus)?),
+        Begin::Continue(saved) => {
+            (saved.cpus.clone(), make_vcpus(&vm, first_vcpu, &saved.cpus, plan.vcpus)?)
+        }
     };
     let vsock = start_devices(&devices.virtio, &disks, plan.saved())?;
     let vcpus = start_vcpus(fds, &devices, on_end)?;
@@ -170,13 +173,17 @@ fn open_disks(
     Ok(disks)
 }
 
-fn register(ram: &Ram, disks: &[Arc<Disk>], pooled: bool) -> Result<Handover, MachineError> {
-    let mut handover = Handover::new()?;
+fn register(
+    handover: &mut Handover,
+    ram: &Ram,
+    disks: &[Arc<Disk>],
+    pooled: bool,
+) -> Result<(), MachineError> {
     handover.add(Content::Memory, ram.mapping(), pooled)?;
     for (index, disk) in (0..).zip(disks) {
         handover.add(Content::Disk(index), disk.pool(), true)?;
     }
-    Ok(handover)
+    Ok(())
 }
 
 /// The disks, then vsock, then rng; with their saved states if there are some.
@@ -221,12 +228,18 @@ fn command_line(user: &str, windows: &[VirtioWindow], host: HostKind) -> Result<
     Ok(full_cmdline(user, windows, extra)?)
 }
 
-fn make_vcpus(vm: &VmFd, cpus: &CpuTable, count: u8) -> Result<Vec<VcpuFd>, MachineError> {
-    let mut fds = Vec::new();
-    for id in 0..count {
-        let fd = vm.create_vcpu(u64::from(id)).map_err(call("KVM_CREATE_VCPU"))?;
-        cpus.install(&fd, id, count)?;
-        fds.push(fd);
+fn make_vcpus(
+    vm: &VmFd,
+    first: VcpuFd,
+    cpus: &CpuTable,
+    count: u8,
+) -> Result<Vec<VcpuFd>, MachineError> {
+    let mut fds = vec![first];
+    for id in 1..count {
+        fds.push(vm.create_vcpu(u64::from(id)).map_err(call("KVM_CREATE_VCPU"))?);
+    }
+    for (id, fd) in (0..).zip(&fds) {
+        cpus.install(fd, id, count)?;
     }
     Ok(fds)
 }

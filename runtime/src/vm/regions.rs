@@ -7,8 +7,9 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use userfaultfd::{Uffd, UffdBuilder};
+use userfaultfd::Uffd;
 
+use super::sources::Sources;
 use crate::protocol::{Content, PAGE_SIZE, Region};
 use crate::sys::mapping::Mapping;
 use crate::sys::userfault::machine_features;
@@ -18,7 +19,7 @@ use crate::sys::userfault::machine_features;
 pub(super) enum RegionError {
     /// No userfaultfd.
     #[error("cannot open /dev/userfaultfd: {0}")]
-    Open(userfaultfd::Error),
+    Open(io::Error),
     /// A mapping was refused.
     #[error("cannot register {len} bytes with userfaultfd: {source}")]
     Register {
@@ -28,10 +29,10 @@ pub(super) enum RegionError {
         source: userfaultfd::Error,
     },
     /// The process cannot look at itself.
-    #[error("cannot open {path}: {source}")]
+    #[error("cannot open /proc/self/{name}: {source}")]
     Proc {
         /// The file.
-        path: &'static str,
+        name: &'static str,
         /// The kernel's answer.
         source: io::Error,
     },
@@ -48,17 +49,10 @@ pub(super) struct Handover {
 
 impl Handover {
     /// Opens the descriptors.
-    pub(super) fn new() -> Result<Self, RegionError> {
-        let uffd = UffdBuilder::new()
-            .close_on_exec(true)
-            .non_blocking(true)
-            // KVM touches guest memory from inside the kernel.
-            .user_mode_only(false)
-            .require_features(machine_features())
-            .create()
-            .map_err(RegionError::Open)?;
-        let pagemap = open("/proc/self/pagemap")?;
-        let memory = open("/proc/self/mem")?;
+    pub(super) fn new(sources: &Sources) -> Result<Self, RegionError> {
+        let uffd = sources.userfault(machine_features())?;
+        let pagemap = sources.of_this_process("pagemap")?;
+        let memory = sources.of_this_process("mem")?;
         Ok(Self { uffd, pagemap, memory, regions: Vec::new() })
     }
 
@@ -90,10 +84,6 @@ impl Handover {
     pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
         [uffd::borrow(&self.uffd), self.pagemap.as_fd(), self.memory.as_fd()]
     }
-}
-
-fn open(path: &'static str) -> Result<std::fs::File, RegionError> {
-    std::fs::File::open(path).map_err(|source| RegionError::Proc { path, source })
 }
 
 mod uffd {

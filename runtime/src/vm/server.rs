@@ -10,7 +10,9 @@ use rustix::io::Errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::build::build;
-use super::machine::{Machine, OnEnd};
+use super::kit::Kit;
+use super::machine::{Machine, MachineError, OnEnd};
+use super::sources::Sources;
 use crate::protocol::{VmmEvent, VmmMessage, VmmReply, VmmRequest};
 use crate::sys::channel::{Channel, ChannelError};
 use crate::sys::event::descriptor;
@@ -18,9 +20,19 @@ use crate::vcpu::End;
 
 /// Runs a machine's process until the supervisor stops it or goes away, or the
 /// machine is over. Answers [`VmmRequest`] with [`VmmMessage`].
+///
+/// This process is not jailed: machines that are to be are forked from
+/// [`super::zygote_main`].
 pub fn vmm_main(channel: Channel) -> ExitCode {
+    let kit = Sources::open().map_err(MachineError::Device).and_then(|all| Kit::new(&all));
+    vmm_with(channel, kit)
+}
+
+/// As [`vmm_main`], with parts that are made. If they could not be, the
+/// machine is told so that asks for them.
+pub(super) fn vmm_with(channel: Channel, kit: Result<Kit, MachineError>) -> ExitCode {
     end_on_panic();
-    match serve(&channel) {
+    match serve(&channel, kit) {
         Ok(()) | Err(ChannelError::Closed) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("machine process: {error}");
@@ -69,13 +81,13 @@ fn end_with_supervisor(channel: &Channel) -> Result<(), ChannelError> {
     Ok(())
 }
 
-fn serve(channel: &Channel) -> Result<(), ChannelError> {
+fn serve(channel: &Channel, kit: Result<Kit, MachineError>) -> Result<(), ChannelError> {
     end_with_supervisor(channel)?;
     let wake = EventFd::new(EFD_NONBLOCK)?;
     let ending = Arc::new(Ending { end: Mutex::new(None), wake });
     let teller = Arc::clone(&ending);
-    let mut server =
-        Server { channel, machine: None, on_end: Arc::new(move |end| teller.tell(end)) };
+    let on_end: OnEnd = Arc::new(move |end| teller.tell(end));
+    let mut server = Server { channel, kit: Some(kit), machine: None, on_end };
     loop {
         let request = wait(channel, &ending)?;
         if let Some(end) = ending.take() {
@@ -104,6 +116,8 @@ fn wait(channel: &Channel, ending: &Ending) -> Result<bool, ChannelError> {
 
 struct Server<'a> {
     channel: &'a Channel,
+    /// Until the machine is made of it.
+    kit: Option<Result<Kit, MachineError>>,
     machine: Option<Machine>,
     on_end: OnEnd,
 }
@@ -120,11 +134,15 @@ impl Server<'_> {
 
     fn act(&mut self, request: VmmRequest, descriptors: Vec<OwnedFd>) -> Result<VmmReply, String> {
         match request {
-            VmmRequest::Build { .. } if self.machine.is_some() => {
-                Err("this process has its machine already".to_owned())
+            VmmRequest::Log => {
+                let [log] = one("Log", descriptors)?;
+                rustix::stdio::dup2_stderr(&log).map_err(text)?;
+                Ok(VmmReply::Logging)
             }
             VmmRequest::Build { config, start } => {
-                let machine = build(config, start, descriptors, &self.on_end).map_err(text)?;
+                let kit = self.kit.take().ok_or("this process has had its machine already")?;
+                let kit = kit.map_err(text)?;
+                let machine = build(config, start, descriptors, kit, &self.on_end).map_err(text)?;
                 let regions = machine.handover().regions();
                 self.machine = Some(machine);
                 Ok(VmmReply::Built { regions })
@@ -146,9 +164,7 @@ impl Server<'_> {
                 Ok(VmmReply::Populated)
             }
             VmmRequest::Connect { port } => {
-                let [stream] = <[OwnedFd; 1]>::try_from(descriptors).map_err(|all| {
-                    format!("Connect came with {} descriptors, not one", all.len())
-                })?;
+                let [stream] = one("Connect", descriptors)?;
                 self.machine()?.connect(UnixStream::from(stream), port).map_err(text)?;
                 Ok(VmmReply::Connecting)
             }
@@ -175,6 +191,11 @@ impl Server<'_> {
         let End { reason, clean } = end;
         self.channel.send(&VmmMessage::Event(VmmEvent::Exited { reason, clean }), &[])
     }
+}
+
+fn one(request: &str, descriptors: Vec<OwnedFd>) -> Result<[OwnedFd; 1], String> {
+    <[OwnedFd; 1]>::try_from(descriptors)
+        .map_err(|all| format!("{request} came with {} descriptors, not one", all.len()))
 }
 
 fn text(error: impl std::fmt::Display) -> String {

@@ -5,6 +5,7 @@
 
 mod guest;
 mod harness;
+mod jail;
 mod lazy;
 mod lifecycle;
 mod pager;

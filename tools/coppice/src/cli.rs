@@ -132,7 +132,7 @@ pub(crate) enum Command {
     #[command(hide = true)]
     Pools,
     #[command(hide = true)]
-    InternalVmm,
+    InternalZygote,
     #[command(hide = true)]
     InternalPager,
 }

@@ -26,7 +26,7 @@ use crate::supervisor::{self, paths::Paths};
 /// Runs one command and says how it ended.
 pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     match &cli.command {
-        Command::InternalVmm => return internal(coppice_runtime::vmm_main),
+        Command::InternalZygote => return internal(coppice_runtime::zygote_main),
         Command::InternalPager => return internal(page_server),
         _ => {}
     }
@@ -73,7 +73,7 @@ fn dispatch(client: &Client, command: Command, out: Output) -> Result<ExitCode> 
         Command::Serve(_)
         | Command::Demo(_)
         | Command::RebuildIndex
-        | Command::InternalVmm
+        | Command::InternalZygote
         | Command::InternalPager => {
             anyhow::bail!("handled before")
         }

@@ -289,7 +289,7 @@ impl Supervisor {
         let news = self.news.clone();
         let weak = Arc::downgrade(machine);
         let mut said_why = false;
-        let vmm = Vmm::spawn(&self.vmm_program, &machine.name, log, move |event| {
+        let vmm = Vmm::raise(self.nursery.take()?, &machine.name, log, move |event| {
             let Some(machine) = weak.upgrade() else { return };
             match event {
                 News::Event(VmmEvent::Exited { reason, clean }) => {

@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use coppice_engine::{Settings, Store, StoreError};
-use coppice_runtime::host::{News, Pager, Program};
+use coppice_runtime::host::{News, Nursery, Pager, Program};
 use coppice_runtime::protocol::{MachineKey, PagerEvent};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -47,6 +47,9 @@ use table::Table;
 /// A supervisor without machines ends after this long without a request.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 
+/// Processes that wait to become machines, so that a fork need not.
+const WARM_PROCESSES: usize = 4;
+
 /// How long to wait for a store that somebody else has open.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
 
@@ -59,7 +62,7 @@ pub(crate) struct Supervisor {
     pools: Pools,
     table: Table,
     keys: AtomicU64,
-    vmm_program: Program,
+    nursery: Nursery,
     pager_program: Program,
     /// Machines whose process has ended.
     news: Sender<Arc<Machine>>,
@@ -88,7 +91,11 @@ pub(crate) fn serve(paths: Paths, background: bool) -> Result<()> {
     let (news, ended) = unbounded();
     let (lost, lost_keys) = unbounded();
     let supervisor = Arc::new(Supervisor {
-        vmm_program: internal_program("internal-vmm")?,
+        nursery: Nursery::new(
+            internal_program("internal-zygote")?,
+            paths.zygote_log(),
+            WARM_PROCESSES,
+        )?,
         pager_program: internal_program("internal-pager")?,
         paths,
         store,

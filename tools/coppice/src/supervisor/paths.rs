@@ -60,6 +60,10 @@ impl Paths {
         self.run().join("pager.log")
     }
 
+    pub(crate) fn zygote_log(&self) -> PathBuf {
+        self.run().join("zygote.log")
+    }
+
     pub(crate) fn machines(&self) -> PathBuf {
         self.store.join("machines")
     }

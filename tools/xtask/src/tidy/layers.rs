@@ -36,7 +36,7 @@ const PACKAGES: [Package; 2] = [
         source: "runtime/src",
         layers: &[
             &[&["sys", "protocol", "pieces"]],
-            &[&["memory"]],
+            &[&["memory"], &["jail"]],
             &[&["vcpu"], &["devices"], &["fault"]],
             &[&["vm"]],
         ],
