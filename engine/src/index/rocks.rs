@@ -7,6 +7,9 @@
 //! again, and what was not flushed is gone from it although the process goes
 //! on. So packs are remembered until they are flushed, and published again
 //! before anyone looks something up.
+//!
+//! Keys are hashes, spread evenly, and most look-ups find nothing: see the
+//! bench `scale` for what the settings below do for a large store.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -15,8 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    Direction, FlushOptions, IteratorMode, Options, WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompactionStyle,
+    DBCompressionType, Direction, FlushOptions, IteratorMode, Options, WriteBatch, WriteOptions,
 };
 
 use super::rows::{self, RowChange, RowKey};
@@ -42,6 +45,9 @@ const HINTS: &str = "hints";
 
 const FAMILIES: [&str; 5] = [ENTRIES, PACKS, DISTRUSTED, LEDGER, HINTS];
 const CACHE_LEN: usize = 32 << 20;
+/// Sorted runs of entries before some are merged.
+const RUNS_MAX: i32 = 8;
+const WRITE_BUFFER_LEN: usize = 32 << 20;
 const BATCH_ENTRIES: usize = 1 << 16;
 /// Entries of packs that are remembered until they are flushed, 20 bytes each.
 const UNFLUSHED_MAX: usize = 1 << 20;
@@ -88,7 +94,7 @@ fn options() -> Options {
     options.create_missing_column_families(true);
     options.set_max_open_files(256);
     options.set_keep_log_file_num(2);
-    options.set_write_buffer_size(32 << 20);
+    options.set_write_buffer_size(WRITE_BUFFER_LEN);
     options.set_atomic_flush(true);
     options.set_manifest_preallocation_size(64 << 10);
     options
@@ -102,6 +108,15 @@ fn entry_options(cache: &Cache) -> Options {
     options.set_block_based_table_factory(&table);
     // Keys are hashes and places are small: nothing here compresses.
     options.set_compression_type(DBCompressionType::None);
+    // Most look-ups find nothing: a filter spares them the walk through what
+    // is not flushed yet.
+    options.set_memtable_prefix_bloom_ratio(0.05);
+    options.set_memtable_whole_key_filtering(true);
+    // Keys are spread evenly, so merging into levels rewrites all of a level
+    // each time; merging runs of like size rewrites an entry once for each
+    // eightfold growth.
+    options.set_compaction_style(DBCompactionStyle::Universal);
+    options.set_level_zero_file_num_compaction_trigger(RUNS_MAX);
     options
 }
 
@@ -180,7 +195,10 @@ impl Unflushed {
 fn add(db: &DB, pack: &DurablePack) -> Result<(), StoreError> {
     let mut batch = WriteBatch::default();
     let mut before = places_before(db, pack)?;
-    for (key, place) in places(pack) {
+    // In order, so that each is put beside the one before.
+    let mut new: Vec<_> = places(pack).collect();
+    new.sort_unstable();
+    for (key, place) in new {
         if let Some(before) = before.get_mut(&key) {
             if *before > place {
                 continue;
@@ -228,6 +246,7 @@ fn family<'d>(db: &'d DB, name: &'static str) -> &'d ColumnFamily {
 fn unlogged(db: &DB, batch: WriteBatch) -> Result<(), StoreError> {
     let mut options = WriteOptions::default();
     options.disable_wal(true);
+    options.set_memtable_insert_hint_per_batch(true);
     db.write_opt(batch, &options).map_err(failed)
 }
 
