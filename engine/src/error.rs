@@ -85,7 +85,9 @@ pub enum StoreError {
         source: io::Error,
     },
     /// Another process has the store open.
-    #[error("the store is in use by another process; use that one or stop it")]
+    #[error(
+        "the store is in use by another process; use that one, stop it, or open the store for reading only"
+    )]
     Locked,
     /// The directory holds something else.
     #[error("`{0}` is not a store; choose an empty or new directory")]
@@ -156,9 +158,10 @@ pub enum StoreError {
         /// Its id.
         id: String,
     },
-    /// A pack was collected while it was looked for; what is still needed of
-    /// it lies in another pack now.
-    #[error("pack {pack} was collected just now; try again")]
+    /// A pack was collected while it was looked for, or since the store was
+    /// opened for reading only; what is still needed of it lies in another
+    /// pack now.
+    #[error("pack {pack} was collected meanwhile; try again")]
     Retired {
         /// Which pack.
         pack: PackId,
@@ -183,6 +186,9 @@ pub enum StoreError {
     /// The index failed.
     #[error("the index failed: {0}; remove the folder `index` and it is rebuilt from the packs")]
     Index(String),
+    /// The store was opened for reading only.
+    #[error("the store is open for reading only, and this would change it")]
+    ReadOnly,
     /// A flush failed earlier.
     #[error(
         "an earlier flush to disk failed, so the store takes no writes until it is opened again"
@@ -260,6 +266,7 @@ impl StoreError {
             | Self::Qcow2(_)
             | Self::Name(_)
             | Self::Invalid(_)
+            | Self::ReadOnly
             | Self::ImageTooLong(_)
             | Self::PageOrder { .. } => ErrorKind::Invalid,
             Self::Damaged { .. }

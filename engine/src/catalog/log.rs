@@ -61,35 +61,26 @@ impl RootLog {
         };
         let file = disk.open(PATH, Access::Write).map_err(StoreError::io("open", PATH))?;
         let bytes = file.read_at(0, to_usize(len)).map_err(StoreError::io("read", PATH))?;
-        let damaged =
-            |offset: usize, source| StoreError::RootLog { offset: to_u64(offset), source };
-        check_header(&bytes).map_err(|source| damaged(0, source))?;
-        let mut at = HEADER_LEN;
-        let mut next_sequence = 1;
-        while at < bytes.len() {
-            match decode_entry(&bytes[at..], Some(next_sequence)) {
-                Ok((logged, entry_len)) => {
-                    replay(logged);
-                    at += entry_len;
-                    next_sequence += 1;
-                }
-                Err(source) => {
-                    let Some((logged, entry)) = mended(&bytes[at..], next_sequence) else {
-                        if has_entry_after(&bytes[at..]) {
-                            return Err(damaged(at, source));
-                        }
-                        break;
-                    };
-                    rewrite(&*file, at, &entry)?;
-                    replay(logged);
-                    at += entry.len();
-                    next_sequence += 1;
-                }
-            }
-        }
-        let log = Self { file, end: to_u64(at), next_sequence };
+        let (end, next_sequence) =
+            replay_all(&bytes, replay, &|at, entry| rewrite(&*file, at, entry))?;
+        let log = Self { file, end: to_u64(end), next_sequence };
         log.cut_tail(len)?;
         Ok(Some(log))
+    }
+
+    /// Replays a log that stays as it is; returns its length.
+    pub(crate) fn look(
+        disk: &dyn Disk,
+        replay: &mut dyn FnMut(LoggedEvent),
+    ) -> Result<Option<u64>, StoreError> {
+        let file = match disk.open(PATH, Access::Read) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(StoreError::io("open", PATH))?,
+        };
+        let len = file.length().map_err(StoreError::io("read", PATH))?;
+        let bytes = file.read_at(0, to_usize(len)).map_err(StoreError::io("read", PATH))?;
+        replay_all(&bytes, replay, &|_, _| Ok(()))?;
+        Ok(Some(len))
     }
 
     fn cut_tail(&self, len: u64) -> Result<(), StoreError> {
@@ -149,6 +140,41 @@ impl RootLog {
     pub(crate) fn len(&self) -> u64 {
         self.end
     }
+}
+
+/// Puts an entry at an offset of the log.
+type Mend<'m> = dyn Fn(usize, &[u8]) -> Result<(), StoreError> + 'm;
+
+/// Replays all entries, and has those mended in which one bit is wrong. Returns
+/// where they end, and the sequence number of the next.
+fn replay_all(
+    bytes: &[u8],
+    replay: &mut dyn FnMut(LoggedEvent),
+    mend: &Mend<'_>,
+) -> Result<(usize, u64), StoreError> {
+    let damaged = |offset: usize, source| StoreError::RootLog { offset: to_u64(offset), source };
+    check_header(bytes).map_err(|source| damaged(0, source))?;
+    let mut at = HEADER_LEN;
+    let mut next_sequence = 1;
+    while at < bytes.len() {
+        let (logged, len) = match decode_entry(&bytes[at..], Some(next_sequence)) {
+            Ok(whole) => whole,
+            Err(source) => {
+                let Some((logged, entry)) = mended(&bytes[at..], next_sequence) else {
+                    if has_entry_after(&bytes[at..]) {
+                        return Err(damaged(at, source));
+                    }
+                    break;
+                };
+                mend(at, &entry)?;
+                (logged, entry.len())
+            }
+        };
+        replay(logged);
+        at += len;
+        next_sequence += 1;
+    }
+    Ok((at, next_sequence))
 }
 
 /// The entry at the front with one bit turned, if that makes it whole. A torn

@@ -27,6 +27,7 @@ use crate::depot::Depot;
 use crate::env::lock;
 use crate::error::StoreError;
 use crate::id::{Name, PackId};
+use crate::io::Disk;
 use crate::tree::ImageRef;
 
 /// The snapshots of a store.
@@ -36,8 +37,15 @@ pub(crate) struct Catalog {
 }
 
 #[derive(Debug)]
+enum Log {
+    Open(RootLog),
+    /// Only looked at; so many bytes of it were read.
+    Seen(u64),
+}
+
+#[derive(Debug)]
 struct Inner {
-    log: RootLog,
+    log: Log,
     state: State,
     /// Names that commits under way are about to take.
     reserved: HashSet<Name>,
@@ -92,8 +100,7 @@ impl Catalog {
                 log
             }
         };
-        let inner = Inner { log, state, reserved: HashSet::new(), logged: highest };
-        Ok(Self { inner: Mutex::new(inner) })
+        Ok(Self::of(Log::Open(log), state, highest))
     }
 
     /// The highest pack id that the log carries.
@@ -112,6 +119,25 @@ impl Catalog {
         self.append(depot, &LoggedEvent { event, record: None, pack, stored_bytes: 0 })
     }
 
+    /// Reads the root log as it is now, without writing anything. `None` if
+    /// there is none.
+    pub(crate) fn look(disk: &dyn Disk) -> Result<Option<Self>, StoreError> {
+        let mut state = State::default();
+        let len = RootLog::look(disk, &mut |logged| state.apply(&logged))?;
+        Ok(len.map(|len| Self::of(Log::Seen(len), state, PackId(0))))
+    }
+
+    /// What the packs tell where there is no root log, without writing one.
+    pub(crate) fn look_in_packs(depot: &Depot) -> Result<Self, StoreError> {
+        let mut state = State::default();
+        restore::events_in_packs(depot)?.iter().for_each(|logged| state.apply(logged));
+        Ok(Self::of(Log::Seen(0), state, PackId(0)))
+    }
+
+    fn of(log: Log, state: State, logged: PackId) -> Self {
+        Self { inner: Mutex::new(Inner { log, state, reserved: HashSet::new(), logged }) }
+    }
+
     /// Takes a free name for a commit that is under way.
     pub(crate) fn reserve(&self, name: Option<&Name>) -> Result<NameGuard<'_>, StoreError> {
         let mut inner = lock(&self.inner);
@@ -128,7 +154,8 @@ impl Catalog {
     pub(crate) fn append(&self, depot: &Depot, logged: &LoggedEvent) -> Result<(), StoreError> {
         let mut inner = lock(&self.inner);
         depot.check_fence()?;
-        if let Err(failure) = inner.log.append(logged) {
+        let Log::Open(log) = &mut inner.log else { return Err(StoreError::ReadOnly) };
+        if let Err(failure) = log.append(logged) {
             if failure.must_fence {
                 depot.fence();
             }
@@ -157,6 +184,9 @@ impl Catalog {
 
     /// Bytes of the root log.
     pub(crate) fn log_len(&self) -> u64 {
-        lock(&self.inner).log.len()
+        match &lock(&self.inner).log {
+            Log::Open(log) => log.len(),
+            Log::Seen(len) => *len,
+        }
     }
 }

@@ -14,6 +14,7 @@ mod pins;
 mod recover;
 mod retire;
 mod stream;
+mod view;
 mod whole;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -72,6 +73,8 @@ pub(crate) struct Depot {
     next_pack: AtomicU64,
     next_temp: AtomicU64,
     fenced: AtomicBool,
+    /// Nothing is ever written: somebody else may own the store.
+    read_only: bool,
     files: Mutex<Cache<PackId, Arc<dyn DiskFile>>>,
     directories: Mutex<Cache<PackId, Arc<Directory>>>,
     frames: Mutex<Cache<(PackId, u64), Arc<Frame>>>,
@@ -87,8 +90,16 @@ impl Depot {
         &*self.disk
     }
 
-    /// Fails if an earlier flush failed.
+    /// Whether nothing is ever written.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Fails if an earlier flush failed, or nothing may be written at all.
     pub(crate) fn check_fence(&self) -> Result<(), StoreError> {
+        if self.read_only {
+            return Err(StoreError::ReadOnly);
+        }
         if self.fenced.load(Ordering::Acquire) { Err(StoreError::Fenced) } else { Ok(()) }
     }
 
@@ -236,7 +247,7 @@ impl Depot {
     /// A pack that was retired in the meantime is told from one that is lost.
     pub(crate) fn not_open(&self, pack: PackId, error: std::io::Error) -> StoreError {
         let gone = error.kind() == std::io::ErrorKind::NotFound;
-        if gone && !lock(&self.packs).contains_key(&pack) {
+        if gone && (self.read_only || !lock(&self.packs).contains_key(&pack)) {
             StoreError::Retired { pack }
         } else {
             StoreError::io("open", &pack.path())(error)

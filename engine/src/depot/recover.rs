@@ -15,7 +15,7 @@ use super::{NODES_LEN_MAX, Pins};
 use crate::error::StoreError;
 use crate::id::PackId;
 use crate::index::Index;
-use crate::io::Disk;
+use crate::io::{Disk, Listed};
 use crate::pack::DurablePack;
 use crate::units::{PACKS_DIR, QUARANTINE_DIR, TEMP_DIR};
 
@@ -26,7 +26,16 @@ impl Depot {
         index: Box<dyn Index>,
         lock: Option<File>,
     ) -> Result<Self, StoreError> {
-        let depot = Self {
+        let depot = Self::empty(disk, index, lock);
+        depot.remove_unfinished()?;
+        depot.publish_missing()?;
+        *crate::env::lock(&depot.distrusted) = depot.index.distrusted()?.into_iter().collect();
+        Ok(depot)
+    }
+
+    /// A depot that knows no packs yet.
+    pub(super) fn empty(disk: Arc<dyn Disk>, index: Box<dyn Index>, lock: Option<File>) -> Self {
+        Self {
             disk,
             _lock: lock,
             index,
@@ -40,6 +49,7 @@ impl Depot {
             next_pack: AtomicU64::new(1),
             next_temp: AtomicU64::new(1),
             fenced: AtomicBool::new(false),
+            read_only: false,
             files: Mutex::new(Cache::new(FILES_MAX)),
             directories: Mutex::new(Cache::new(DIRECTORIES_LEN_MAX)),
             frames: Mutex::new(Cache::new(FRAMES_LEN_MAX)),
@@ -47,11 +57,7 @@ impl Depot {
             hints: Mutex::new(Cache::new(HINTS_LEN_MAX)),
             hint_epoch: Mutex::default(),
             index_gets: AtomicU64::new(0),
-        };
-        depot.remove_unfinished()?;
-        depot.publish_missing()?;
-        *crate::env::lock(&depot.distrusted) = depot.index.distrusted()?.into_iter().collect();
-        Ok(depot)
+        }
     }
 
     fn remove_unfinished(&self) -> Result<(), StoreError> {
@@ -73,12 +79,15 @@ impl Depot {
         Ok(())
     }
 
-    fn publish_missing(&self) -> Result<(), StoreError> {
+    /// The pack files that there are, and their lengths.
+    pub(super) fn packs_on_disk(&self) -> Result<BTreeMap<PackId, u64>, StoreError> {
         let files = self.disk.list(PACKS_DIR).map_err(StoreError::io("list", PACKS_DIR))?;
-        let on_disk: BTreeMap<PackId, u64> = files
-            .iter()
-            .filter_map(|file| Some((PackId::from_file_name(&file.name)?, file.len)))
-            .collect();
+        let pack = |file: &Listed| Some((PackId::from_file_name(&file.name)?, file.len));
+        Ok(files.iter().filter_map(pack).collect())
+    }
+
+    fn publish_missing(&self) -> Result<(), StoreError> {
+        let on_disk = self.packs_on_disk()?;
         let known: HashMap<PackId, u64> = self
             .index
             .packs()?

@@ -9,6 +9,7 @@ mod memory;
 #[cfg(feature = "rocksdb")]
 mod rocks;
 pub(crate) mod rows;
+mod view;
 
 use std::fmt::Debug;
 
@@ -16,6 +17,7 @@ pub(crate) use memory::MemIndex;
 #[cfg(feature = "rocksdb")]
 pub(crate) use rocks::RocksIndex;
 use rows::{RowChange, RowKey};
+pub(crate) use view::ViewIndex;
 
 use crate::error::StoreError;
 use crate::id::{ObjectKey, PackId};

@@ -132,10 +132,25 @@ impl RocksIndex {
             }
             opened => opened.map_err(failed)?,
         };
-        let dir = dir.to_owned();
+        Ok(Self::of(dir, db))
+    }
+
+    fn of(dir: &Path, db: DB) -> Self {
         let (stuck, unflushed) = (AtomicBool::new(false), Mutex::default());
-        let generation = AtomicU64::new(0);
-        Ok(Self { dir, db: RwLock::new(Some(db)), stuck, unflushed, generation })
+        let (dir, generation) = (dir.to_owned(), AtomicU64::new(0));
+        Self { dir, db: RwLock::new(Some(db)), stuck, unflushed, generation }
+    }
+
+    /// Opens the index for looking at it, beside an owner that may go on
+    /// writing. All files are opened at once, so that it does not matter which
+    /// of them the owner removes later.
+    pub(crate) fn open_view(dir: &Path) -> Result<Self, StoreError> {
+        let mut options = options();
+        options.create_if_missing(false);
+        options.create_missing_column_families(false);
+        options.set_max_open_files(-1);
+        let db = DB::open_cf_descriptors_read_only(&options, dir, families(), false);
+        Ok(Self::of(dir, db.map_err(failed)?))
     }
 
     fn reading<T>(&self, work: impl FnOnce(&DB) -> Result<T, StoreError>) -> Result<T, StoreError> {

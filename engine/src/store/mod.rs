@@ -5,6 +5,7 @@ mod garbage;
 #[cfg(test)]
 mod hinted;
 mod open;
+mod view;
 
 use std::fs::File;
 use std::io::Write;
@@ -84,6 +85,20 @@ impl Store {
     /// As [`Store::open`]; also if the folder does not exist.
     pub fn open_without_index(dir: &Path, settings: &Settings) -> Result<Self, StoreError> {
         open::open_without_index(dir, settings)
+    }
+
+    /// Opens an existing store for reading only, as it is at this moment. It
+    /// takes no lock and writes nothing, so the store may lie on read-only
+    /// media, and another process may own it and go on writing and collecting:
+    /// packs are held open, and where they are too many, one that was
+    /// collected since is told as [`StoreError::Retired`]. Everything that
+    /// would write fails with [`StoreError::ReadOnly`].
+    ///
+    /// # Errors
+    /// If the folder holds no store of a known format, or something cannot be
+    /// read.
+    pub fn open_read_only(dir: &Path, settings: &Settings) -> Result<Self, StoreError> {
+        view::open(dir, settings)
     }
 
     /// Opens a store on any disk, with the index in memory.

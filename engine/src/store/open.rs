@@ -17,7 +17,7 @@ use crate::units::{FORMAT_VERSION, PACKS_DIR, TEMP_DIR, to_usize};
 const FORMAT_PATH: &str = "FORMAT";
 const FORMAT_NEW_PATH: &str = "FORMAT.new";
 const LOCK_PATH: &str = "LOCK";
-const INDEX_DIR: &str = "index";
+pub(super) const INDEX_DIR: &str = "index";
 const FORMAT_PREFIX: &str = "coppice store format ";
 const FORMAT_FILE_LEN_MAX: u64 = 64;
 
@@ -84,6 +84,15 @@ fn refuse_foreign(disk: &dyn Disk, shown: &str) -> Result<(), StoreError> {
         Ok(())
     } else {
         Err(StoreError::NotAStore(shown.to_owned()))
+    }
+}
+
+/// Checks that this is a store, and that its format is known.
+pub(super) fn check_is_store(disk: &dyn Disk, shown: &str) -> Result<(), StoreError> {
+    let files = disk.list("").map_err(StoreError::io("list", shown))?;
+    match files.iter().find(|file| file.name == FORMAT_PATH) {
+        Some(format) => check_format(disk, format.len),
+        None => Err(StoreError::NotAStore(shown.to_owned())),
     }
 }
 

@@ -11,3 +11,4 @@ mod root;
 mod round_trip;
 mod stream;
 mod stream_root;
+mod view;

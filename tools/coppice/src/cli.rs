@@ -23,6 +23,12 @@ pub(crate) struct Cli {
     #[arg(long, global = true)]
     pub(crate) json: bool,
 
+    /// Look at the store without owning it: it may lie on read-only media or
+    /// belong to another process. For export, snapshots, show, diff, tree,
+    /// stats and check
+    #[arg(long, global = true)]
+    pub(crate) read_only: bool,
+
     #[command(subcommand)]
     pub(crate) command: Command,
 }

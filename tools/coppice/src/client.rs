@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -16,6 +17,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::rpc::{Failure, Hello, Message, PROTOCOL, Progress, Reply, Request};
 use crate::supervisor::paths::Paths;
+use crate::supervisor::view::View;
 
 /// How long a new supervisor may take to open its store. Opening republishes
 /// what a crash left behind, so a large store can take a while.
@@ -28,12 +30,21 @@ const END_LIMIT_SECONDS: i64 = 120;
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     paths: Paths,
+    /// Answers instead of a supervisor.
+    view: Option<Arc<View>>,
 }
 
 impl Client {
     /// A client for the store in `store`.
     pub(crate) fn new(store: PathBuf) -> Result<Self> {
-        Ok(Self { paths: Paths::new(store)? })
+        Ok(Self { paths: Paths::new(store)?, view: None })
+    }
+
+    /// A client that looks at the store by itself, and owns nothing.
+    pub(crate) fn looking(store: PathBuf) -> Result<Self> {
+        let paths = Paths::new(store)?;
+        let view = View::open(paths.clone())?;
+        Ok(Self { paths, view: Some(Arc::new(view)) })
     }
 
     /// The store's folder.
@@ -48,6 +59,10 @@ impl Client {
         descriptors: &[BorrowedFd<'_>],
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Reply, Vec<OwnedFd>)> {
+        if let Some(view) = &self.view {
+            let files = descriptors.iter().map(BorrowedFd::try_clone_to_owned);
+            return view.answer(request, files.collect::<Result<_, _>>()?, progress);
+        }
         let begun = Instant::now();
         loop {
             let channel = self.connect()?;

@@ -32,6 +32,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     }
     let folder = cli.store.clone().map_or_else(default_store, Ok)?;
     let out = Output { json: cli.json };
+    if cli.read_only {
+        return dispatch(&Client::looking(folder)?, cli.command, out);
+    }
     if let Command::Serve(options) = &cli.command {
         return serve(folder, options);
     }
@@ -75,7 +78,7 @@ fn dispatch(client: &Client, command: Command, out: Output) -> Result<ExitCode> 
         | Command::RebuildIndex
         | Command::InternalZygote
         | Command::InternalPager => {
-            anyhow::bail!("handled before")
+            anyhow::bail!("this command needs the store for itself: leave out --read-only")
         }
     }?;
     Ok(ExitCode::SUCCESS)

@@ -22,6 +22,7 @@ mod pools;
 mod server;
 mod table;
 mod usage;
+pub(crate) mod view;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -90,25 +91,7 @@ pub(crate) fn serve(paths: Paths, background: bool) -> Result<()> {
     let listener = listen(&paths)?;
     let (news, ended) = unbounded();
     let (lost, lost_keys) = unbounded();
-    let supervisor = Arc::new(Supervisor {
-        nursery: Nursery::new(
-            internal_program("internal-zygote")?,
-            paths.zygote_log(),
-            WARM_PROCESSES,
-        )?,
-        pager_program: internal_program("internal-pager")?,
-        paths,
-        store,
-        pager: Mutex::new(None),
-        pools: Pools::default(),
-        table: Table::default(),
-        keys: AtomicU64::new(1),
-        news,
-        lost,
-        losses: Arc::default(),
-        last_request: Mutex::new(Instant::now()),
-        ending: ending_on_signals()?,
-    });
+    let supervisor = Arc::new(Supervisor::new(paths, store, news, lost, ending_on_signals()?)?);
     machine_file::find_ended(&supervisor.paths, &supervisor.table)?;
     supervisor.watch(ended, lost_keys)?;
     if !background {
@@ -180,6 +163,34 @@ fn internal_program(command: &str) -> Result<Program> {
 }
 
 impl Supervisor {
+    fn new(
+        paths: Paths,
+        store: Store,
+        news: Sender<Arc<Machine>>,
+        lost: Sender<MachineKey>,
+        ending: Arc<AtomicBool>,
+    ) -> Result<Self> {
+        Ok(Self {
+            nursery: Nursery::new(
+                internal_program("internal-zygote")?,
+                paths.zygote_log(),
+                WARM_PROCESSES,
+            )?,
+            pager_program: internal_program("internal-pager")?,
+            paths,
+            store,
+            pager: Mutex::new(None),
+            pools: Pools::default(),
+            table: Table::default(),
+            keys: AtomicU64::new(1),
+            news,
+            lost,
+            losses: Arc::default(),
+            last_request: Mutex::new(Instant::now()),
+            ending,
+        })
+    }
+
     /// The page server, started when it is first needed.
     fn pager(&self) -> Result<Arc<Pager>> {
         let mut slot = lock(&self.pager);

@@ -22,7 +22,7 @@ const TICK: Duration = Duration::from_millis(200);
 const HELLO_LIMIT: Duration = Duration::from_secs(30);
 
 /// What a request is answered with.
-type Answer = (Reply, Vec<OwnedFd>);
+pub(super) type Answer = (Reply, Vec<OwnedFd>);
 
 /// Accepts connections until it is time to end.
 pub(crate) fn accept(
@@ -131,7 +131,7 @@ fn converse(supervisor: &Supervisor, channel: &Channel) -> Result<(), ChannelErr
     }
 }
 
-fn answer(
+pub(super) fn answer(
     supervisor: &Supervisor,
     request: Request,
     received: Vec<OwnedFd>,
