@@ -5,6 +5,7 @@
 //! checked, and its own hash is verified before anyone sees it.
 
 mod cache;
+mod copies;
 pub(crate) mod hint;
 mod hints;
 mod locate;

@@ -6,11 +6,12 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use super::Depot;
+use super::copies::Copies;
 use crate::env::lock;
 use crate::error::StoreError;
 use crate::id::{ObjectKey, PackId};
 use crate::index::{Place, rows};
-use crate::pack::{EntryNo, FrameKind};
+use crate::pack::{Directory, EntryNo, FrameKind};
 use crate::units::{PACKS_DIR, QUARANTINE_DIR, to_usize};
 
 /// Dead keys of packs that retire together are held in memory at once up to
@@ -24,6 +25,13 @@ pub(crate) enum Disposal {
     Remove,
     /// It is moved out of the way.
     Quarantine,
+}
+
+/// Who gets the objects of dying packs.
+struct Heirs {
+    places: HashMap<ObjectKey, Option<Place>>,
+    /// Packs that were asked.
+    looked: BTreeSet<PackId>,
 }
 
 impl Depot {
@@ -55,19 +63,20 @@ impl Depot {
         disposal: Disposal,
         retired: &mut dyn FnMut(PackId, u64),
     ) -> Result<(), StoreError> {
-        let heirs = match disposal {
-            Disposal::Remove => HashMap::new(),
-            Disposal::Quarantine => {
-                // What is needed is found elsewhere from now on.
-                let index = self.index();
-                index.put_rows(index.generation(), &[(vec![rows::VALID], None)])?;
-                self.heirs(packs)?
-            }
-        };
+        if disposal == Disposal::Quarantine {
+            // What is needed is found elsewhere from now on.
+            self.index.put_rows(self.index.generation(), &[(vec![rows::VALID], None)])?;
+        }
+        let dying: BTreeSet<PackId> = packs.iter().copied().collect();
+        let copies = Copies::of(&*self.index, &dying)?;
+        let mut heirs = self.heirs(&dying, copies.as_ref())?;
         for pack in packs {
-            let len = self.forget_pack(*pack, &heirs)?;
+            let len = self.forget_pack(*pack, &dying, &mut heirs)?;
             self.dispose(*pack, disposal)?;
             retired(*pack, len);
+        }
+        if let Some(copies) = copies {
+            copies.forget(&*self.index, &dying)?;
         }
         // A name that came back would only be a pack to collect again, but a
         // disk that cannot flush is not to be trusted with more writes.
@@ -101,45 +110,81 @@ impl Depot {
 
     /// Where else the objects of dying packs lie: the index names an object
     /// in the youngest pack that has it, so that one of the others inherits.
-    fn heirs(&self, dying: &[PackId]) -> Result<HashMap<ObjectKey, Option<Place>>, StoreError> {
-        let mut heirs = HashMap::new();
+    /// Nobody who is listed needs what dies, but an open session may rely on
+    /// an older copy.
+    fn heirs(
+        &self,
+        dying: &BTreeSet<PackId>,
+        copies: Option<&Copies>,
+    ) -> Result<Heirs, StoreError> {
+        let mut heirs = Heirs { places: HashMap::new(), looked: BTreeSet::new() };
         for pack in dying {
-            heirs.extend(self.directory(*pack)?.keys.iter().map(|key| (*key, None)));
+            heirs.places.extend(self.directory(*pack)?.keys.iter().map(|key| (*key, None)));
         }
-        let dying: BTreeSet<&PackId> = dying.iter().collect();
         let kept = self.packs().into_iter().map(|(pack, _)| pack);
-        for pack in kept.filter(|pack| !dying.contains(pack)) {
-            for (key, entry) in self.directory(pack)?.keys.iter().zip(0..) {
-                if let Some(heir) = heirs.get_mut(key) {
-                    *heir = Some(Place { pack, entry: EntryNo(entry) });
-                }
-            }
+        for pack in kept.filter(|pack| copies.is_none_or(|copies| copies.older.contains(pack))) {
+            self.look(pack, dying, &mut heirs)?;
         }
         Ok(heirs)
+    }
+
+    /// Lets a pack inherit what it has of the dying ones.
+    fn look(
+        &self,
+        pack: PackId,
+        dying: &BTreeSet<PackId>,
+        heirs: &mut Heirs,
+    ) -> Result<(), StoreError> {
+        if dying.contains(&pack) || !heirs.looked.insert(pack) {
+            return Ok(());
+        }
+        for (key, entry) in self.directory(pack)?.keys.iter().zip(0..) {
+            if let Some(heir) = heirs.places.get_mut(key) {
+                let place = Place { pack, entry: EntryNo(entry) };
+                *heir = Some(heir.map_or(place, |other| other.max(place)));
+            }
+        }
+        Ok(())
     }
 
     /// Takes a pack out of the index. Returns the length of its file.
     fn forget_pack(
         &self,
         pack: PackId,
-        heirs: &HashMap<ObjectKey, Option<Place>>,
+        dying: &BTreeSet<PackId>,
+        heirs: &mut Heirs,
     ) -> Result<u64, StoreError> {
         let directory = self.directory(pack)?;
         let publishing = lock(&self.publishing);
         self.check_fence()?;
+        // An older pack with a copy may have been published just now.
+        if let Some(copies) = Copies::of(&*self.index, dying)? {
+            for older in self.packs().into_iter().map(|(pack, _)| pack) {
+                if copies.older.contains(&older) {
+                    self.look(older, dying, heirs)?;
+                }
+            }
+        }
         let places = self.index.get_many(&directory.keys)?;
         let moves: Vec<(ObjectKey, Option<Place>)> = directory
             .keys
             .iter()
             .zip(places)
             .filter(|(_, place)| place.is_some_and(|place| place.pack == pack))
-            .map(|(key, _)| (*key, heirs.get(key).copied().flatten()))
+            .map(|(key, _)| (*key, heirs.places.get(key).copied().flatten()))
             .collect();
         self.index.retire(pack, &moves)?;
         let summary = lock(&self.packs).remove(&pack);
         self.retirements.fetch_add(1, Ordering::AcqRel);
         drop(publishing);
-        // A node that is in no pack any more needs no hint.
+        self.forget_hints_of(&directory, &moves);
+        lock(&self.files).remove(&pack);
+        lock(&self.directories).remove(&pack);
+        Ok(summary.map_or(0, |summary| summary.file_len))
+    }
+
+    /// A node that is in no pack any more needs no hint.
+    fn forget_hints_of(&self, directory: &Directory, moves: &[(ObjectKey, Option<Place>)]) {
         let dead: HashSet<ObjectKey> =
             moves.iter().filter(|(_, heir)| heir.is_none()).map(|(key, _)| *key).collect();
         let objects = directory.frames.iter().filter(|frame| frame.kind == FrameKind::Objects);
@@ -149,9 +194,6 @@ impl Depot {
         });
         let keys: Vec<ObjectKey> = keys.filter(|key| dead.contains(key)).copied().collect();
         self.forget_hints(&keys);
-        lock(&self.files).remove(&pack);
-        lock(&self.directories).remove(&pack);
-        Ok(summary.map_or(0, |summary| summary.file_len))
     }
 
     /// Counts retired packs, so that whoever remembers places notices.

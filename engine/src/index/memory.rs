@@ -13,7 +13,7 @@ use crate::pack::DurablePack;
 use crate::units::to_u64;
 
 /// Maps in memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct MemIndex {
     state: Mutex<State>,
 }
@@ -27,6 +27,14 @@ struct State {
     hints: HashMap<ObjectKey, Vec<u8>>,
 }
 
+impl Default for MemIndex {
+    fn default() -> Self {
+        let mut state = State::default();
+        state.rows.insert(vec![rows::COPIES_TOLD], Vec::new());
+        Self { state: Mutex::new(state) }
+    }
+}
+
 impl Index for MemIndex {
     fn get_many(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Place>>, StoreError> {
         let state = lock(&self.state);
@@ -38,8 +46,13 @@ impl Index for MemIndex {
         for (key, place) in places(pack) {
             let bits = state.entries.entry(key).or_insert(0);
             let before = std::mem::replace(bits, place.to_bits().max(*bits));
-            if before != 0 && before < place.to_bits() {
-                state.rows.insert(rows::moved(place), before.to_le_bytes().to_vec());
+            if before != 0 {
+                let other = Place::from_bits(before);
+                if other < place {
+                    state.rows.insert(rows::moved(place), before.to_le_bytes().to_vec());
+                }
+                let (older, younger) = (other.min(place).pack, other.max(place).pack);
+                state.rows.insert(rows::copy(younger, older), Vec::new());
             }
             state.distrusted.remove(&key);
         }
@@ -68,6 +81,7 @@ impl Index for MemIndex {
 
     fn clear(&self) -> Result<(), StoreError> {
         *lock(&self.state) = State::default();
+        lock(&self.state).rows.insert(vec![rows::COPIES_TOLD], Vec::new());
         Ok(())
     }
 

@@ -12,7 +12,7 @@
 //! bench `scale` for what the settings below do for a large store.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
@@ -132,6 +132,7 @@ impl RocksIndex {
             }
             opened => opened.map_err(failed)?,
         };
+        tell_copies(&db)?;
         Ok(Self::of(dir, db))
     }
 
@@ -206,15 +207,26 @@ impl Unflushed {
     }
 }
 
+/// Says that every copy from now on is told, in an index that has no pack.
+fn tell_copies(db: &DB) -> Result<(), StoreError> {
+    let mut batch = WriteBatch::default();
+    if db.iterator_cf(family(db, PACKS), IteratorMode::Start).next().is_none() {
+        batch.put_cf(family(db, LEDGER), [rows::COPIES_TOLD], []);
+    }
+    unlogged(db, batch)
+}
+
 /// Publishes a pack.
 fn add(db: &DB, pack: &DurablePack) -> Result<(), StoreError> {
     let mut batch = WriteBatch::default();
     let mut before = places_before(db, pack)?;
+    let mut copies = BTreeSet::new();
     // In order, so that each is put beside the one before.
     let mut new: Vec<_> = places(pack).collect();
     new.sort_unstable();
     for (key, place) in new {
         if let Some(before) = before.get_mut(&key) {
+            copies.insert(((*before).max(place).pack, (*before).min(place).pack));
             if *before > place {
                 continue;
             }
@@ -222,6 +234,9 @@ fn add(db: &DB, pack: &DurablePack) -> Result<(), StoreError> {
             *before = place;
         }
         batch.put_cf(family(db, ENTRIES), key.0, place.to_bits().to_le_bytes());
+    }
+    for (younger, older) in copies {
+        batch.put_cf(family(db, LEDGER), rows::copy(younger, older), []);
     }
     for key in distrusted(db)?.iter().filter(|key| pack.directory.keys.contains(*key)) {
         batch.delete_cf(family(db, DISTRUSTED), key.0);
@@ -389,6 +404,7 @@ impl Index for RocksIndex {
             let all = [PACKS, ENTRIES, DISTRUSTED, LEDGER, HINTS];
             all.iter().try_for_each(|family| clear(db, family))?;
             lock(&self.unflushed).clear();
+            tell_copies(db)?;
             flush(db)
         })
     }

@@ -1,8 +1,9 @@
 //! Rows of the ledger: what a collection knows of the store, kept beside the
 //! index, derived like it, and gone with it.
 //!
-//! The index itself only writes rows that say from where an object moved, and
-//! removes the rows of a pack with the pack. All others are the ledger's own.
+//! The index itself only writes rows that say from where an object moved and
+//! which packs have copies, and removes the rows of a pack with the pack. All
+//! others are the ledger's own.
 
 use super::Place;
 use crate::id::{ObjectKey, PackId};
@@ -30,6 +31,24 @@ pub(crate) const SNAPSHOT: u8 = b's';
 pub(crate) const EVENT: u8 = b'e';
 /// Pack id and number of an object -> the place where it was found before.
 pub(crate) const MOVED: u8 = b'm';
+
+/// A pack, and an older one that has an object of it too.
+pub(crate) const COPY: u8 = b'x';
+/// That there is a row for every such pair.
+pub(crate) const COPIES_TOLD: u8 = b'X';
+
+/// The row of two packs that have an object both.
+pub(crate) fn copy(younger: PackId, older: PackId) -> RowKey {
+    let mut key = of_pack(COPY, younger);
+    key.extend_from_slice(&older.0.to_be_bytes());
+    key
+}
+
+/// The younger and the older pack in the key of such a row.
+pub(crate) fn copy_of(key: &[u8]) -> Option<(PackId, PackId)> {
+    let older = key.get(9..17)?.first_chunk().map(|id| PackId(u64::from_be_bytes(*id)))?;
+    Some((pack_of(key)?, older))
+}
 
 /// The row of a pack.
 pub(crate) fn of_pack(tag: u8, pack: PackId) -> RowKey {

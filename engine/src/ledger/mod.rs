@@ -42,7 +42,9 @@ use crate::catalog::Entry;
 use crate::depot::Depot;
 use crate::error::{ErrorKind, StoreError};
 use crate::id::{ObjectKey, PackId, SnapshotId};
-use crate::index::rows::{EVENT, IMAGE, MOVED, PACK, RowChange, RowKey, SNAPSHOT, VALID, pack_of};
+use crate::index::rows::{
+    COPIES_TOLD, COPY, EVENT, IMAGE, MOVED, PACK, RowChange, RowKey, SNAPSHOT, VALID, pack_of,
+};
 use crate::tree::ImageRef;
 use held::Held;
 
@@ -202,14 +204,15 @@ impl<'d> Ledger<'d> {
         }
     }
 
-    /// Removes all rows but those of moves that happen meanwhile.
+    /// Removes all rows but those of moves that happen meanwhile, and what is
+    /// not of the counts.
     fn forget_rows(&mut self) -> Result<(), StoreError> {
         let mut gone: Vec<RowChange> = vec![(vec![VALID], None)];
         let index = self.depot.index();
         let (settled, generation) = (&self.settled, self.generation);
         self.each_row(&[], |key, _| {
             let is_new = key[0] == MOVED && pack_of(&key).is_none_or(|p| !settled.contains(&p));
-            if !is_new {
+            if !is_new && ![COPY, COPIES_TOLD].contains(&key[0]) {
                 gone.push((key, None));
             }
             if gone.len() > PAGE_ROWS {

@@ -249,6 +249,30 @@ fn what_was_collected_does_not_come_back_with_a_lost_root_log() {
     verify(&store, &[]);
 }
 
+/// A session relies on what it found in an older pack while the youngest one
+/// that has the same bytes dies: the older one inherits.
+#[test]
+fn what_a_session_found_stays_when_a_younger_copy_dies() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = open(dir.path());
+    let pages = soft_pages(3, 64);
+    let mut young = store.begin().expect("a session");
+    let image = young.blob(&pages).expect("an image");
+    // Stored once more by a session that did not see the first one's.
+    let old = commit_bytes(&store, &pages, "old");
+    let mut relying = store.begin().expect("a session");
+    let relied = relying.blob(&pages).expect("an image");
+    assert_eq!((old, old), (image, relied));
+    young.commit(&record_of(image), named("young")).expect("a commit");
+    store.remove("young").expect("it is removed");
+    store.remove("old").expect("it is removed");
+    let done = store.gc(ALL).expect("a collection");
+    assert_eq!((done.dropped_packs, done.busy_packs), (1, 1));
+    relying.commit(&record_of(relied), named("relied")).expect("a commit");
+    assert!(read_all(&store, &relied) == pages);
+    verify(&store, &[]);
+}
+
 #[test]
 fn collections_run_beside_ingest_and_reading() {
     let dir = tempfile::tempdir().expect("a folder");
