@@ -65,9 +65,12 @@ impl Disk for RealDisk {
         let mut files = Vec::new();
         for entry in std::fs::read_dir(self.base.join(dir))? {
             let entry = entry?;
-            let name = entry.file_name().into_string();
-            if let Ok(name) = name {
-                files.push(Listed { name, len: entry.metadata()?.len() });
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            match entry.metadata() {
+                Ok(metadata) => files.push(Listed { name, len: metadata.len() }),
+                // It was removed since, by the owner beside whom we look.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(files)
