@@ -9,9 +9,10 @@ use crate::depot::hint::Hint;
 use crate::id::ObjectKey;
 use crate::pack::directory::{FOOTER_LEN, Footer};
 use crate::pack::frame::{self, FrameHeader, FrameKind};
-use crate::pack::object;
+use crate::pack::{object, pieces};
 use crate::read::PageMap;
 use crate::tree::patch::Patch;
+use crate::tree::stream::StreamNode;
 use crate::tree::{Node, RootRecord};
 
 /// A decoder.
@@ -21,10 +22,14 @@ pub enum Decoder {
     Frame,
     /// The objects in the plaintext of a frame.
     Objects,
+    /// The chunks in the plaintext of a frame of pieces.
+    Pieces,
     /// Tables and footer of a pack.
     PackTables,
     /// A tree node.
     Node,
+    /// A node of a stream's tree.
+    StreamNode,
     /// A tree node as a difference.
     Patch,
     /// The root of an image.
@@ -45,11 +50,13 @@ pub enum Decoder {
 
 impl Decoder {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Frame,
         Self::Objects,
+        Self::Pieces,
         Self::PackTables,
         Self::Node,
+        Self::StreamNode,
         Self::Patch,
         Self::Root,
         Self::Snapshot,
@@ -75,8 +82,17 @@ impl Decoder {
                 let plain = bytes.get(1..).unwrap_or_default().to_vec();
                 drop(object::list(&frame::Frame { kind, count, plain }));
             }
+            Self::Pieces => {
+                let kind = FrameKind::Pieces;
+                let count = bytes.first().copied().map_or(0, u32::from);
+                let plain = bytes.get(1..).unwrap_or_default().to_vec();
+                drop(pieces::list(&frame::Frame { kind, count, plain }));
+            }
             Self::PackTables => pack_tables(bytes),
             Self::Node => same(Node::decode(bytes).ok().map(|node| node.encode()), bytes),
+            Self::StreamNode => {
+                same(StreamNode::decode(bytes).ok().map(|node| node.encode()), bytes);
+            }
             Self::Patch => drop(Patch::decode(bytes)),
             Self::Root => same(RootRecord::decode(bytes).ok().map(|root| root.encode()), bytes),
             Self::Snapshot => same(SnapshotRecord::decode(bytes).ok().map(|it| it.encode()), bytes),

@@ -27,6 +27,8 @@ fn beginnings() -> impl Strategy<Value = Vec<u8>> {
         Just(vec![1, 3, 3, 1]),
         Just(vec![1, 0, 1, 0]),
         Just(vec![0, 0, 1, 0]),
+        Just(vec![0, 1, 1, 0]),
+        Just(vec![1, 1, 2, 0]),
     ]
 }
 
@@ -85,10 +87,17 @@ fn write_the_corpus() {
     let encoded = frame::encode(FrameKind::Pages, &[1; 8192], keys.clone(), 1).bytes;
     let mut directory = crate::pack::Directory::empty();
     directory.push(FrameKind::Pages, 200, &keys, &[]);
+    directory.push(FrameKind::Pieces, 200, &keys, &[5000, 1]);
     let tables = directory.trailer(crate::id::PackId(1), &[3; 32]);
     let tail = tables.len() - 32..tables.len();
     let mut objects = vec![1];
     crate::pack::object::put(&mut objects, crate::pack::ObjectKind::Node, &node.encode());
+    let mut gathered = crate::pack::pieces::PieceFrame::default();
+    for piece in [&[1; 50][..], &[2; 1], &[3; 9]] {
+        gathered.push(keys[0], piece);
+    }
+    let (plain, _) = gathered.take().expect("three chunks");
+    let pieces = [&[3][..], &plain].concat();
     let log = include_bytes!("../../tests/golden/format-1/roots.log");
     let store = crate::store::Store::open_on(
         std::sync::Arc::new(crate::io::SimDisk::new()),
@@ -116,7 +125,9 @@ fn write_the_corpus() {
         ("frame", zeroed(encoded, 64..80)),
         ("objects", objects),
         ("pack_tables", zeroed(tables, tail)),
+        ("pieces", pieces),
         ("node", node.encode()),
+        ("stream_node", crate::tree::stream::sample_node(0).encode()),
         ("patch", patch.encode()),
         ("root", root.encode()),
         ("snapshot", record.encode()),

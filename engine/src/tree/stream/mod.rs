@@ -13,6 +13,8 @@ pub(crate) mod walk;
 pub(crate) use build::{StreamBuilder, StreamSink};
 pub(crate) use diff::diff;
 pub(crate) use node::StreamNode;
+#[cfg(test)]
+pub(crate) use node::sample_node;
 pub(crate) use walk::{Piece, Seat, StreamSource, top, walk};
 
 /// A node has at least this many children, unless it is the last of its level.

@@ -147,14 +147,17 @@ impl StreamNode {
     }
 }
 
+/// A node of five children.
+#[cfg(test)]
+pub(crate) fn sample_node(level: u8) -> StreamNode {
+    let child = |n: u8| Child { id: [n; 32], len: 5000 + u64::from(n) };
+    StreamNode { level, children: (0..5).map(child).collect() }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::sample_node as sample;
     use super::*;
-
-    fn sample(level: u8) -> StreamNode {
-        let child = |n: u8| Child { id: [n; 32], len: 5000 + u64::from(n) };
-        StreamNode { level, children: (0..5).map(child).collect() }
-    }
 
     #[test]
     fn nodes_survive() {

@@ -1,0 +1,6 @@
+//! Fuzzes `Decoder::StreamNode`.
+#![no_main]
+
+use coppice_engine::fuzzing::Decoder;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| Decoder::StreamNode.decode(bytes));
