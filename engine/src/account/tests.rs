@@ -14,7 +14,8 @@ use crate::io::SimDisk;
 use crate::ledger::share::share_of;
 use crate::settings::{IndexKind, Settings};
 use crate::store::Store;
-use crate::tree::ImageRef;
+use crate::tree::stream::StreamSource;
+use crate::tree::{ImageRef, Splitter};
 use crate::units::PAGE_LEN;
 
 type Step = (Option<prop::sample::Index>, usize, Vec<(u16, u8)>);
@@ -42,8 +43,11 @@ fn store_of(steps: &[Step]) -> (Store, Vec<(ImageRef, Vec<u8>)>) {
             writer.write(u64::from(page), &[content; PAGE_LEN]).expect("a write");
         }
         let image = writer.finish().expect("an image");
+        let mut writer = session.stream();
+        writer.append(&stream_of(&pages)).expect("a stream");
+        let stream = writer.finish().expect("an image");
         let record = SnapshotRecord {
-            images: vec![(Role::Memory, image)],
+            images: vec![(Role::Memory, image), (Role::Stream, stream)],
             config: vec![u8::try_from(number).expect("few steps")],
             parent: None,
         };
@@ -52,6 +56,15 @@ fn store_of(steps: &[Step]) -> (Store, Vec<(ImageRef, Vec<u8>)>) {
         made.push((image, pages));
     }
     (store, made)
+}
+
+/// A stream that has most in common with those of like pages.
+fn stream_of(pages: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; 3000 * pages.len()];
+    for (part, content) in bytes.chunks_mut(3000).zip(pages) {
+        blake3::Hasher::new().update(&[*content]).finalize_xof().fill(part);
+    }
+    bytes
 }
 
 /// Every object that the entries need, found without counting.
@@ -64,7 +77,14 @@ fn needed(store: &Store, entries: &[Entry]) -> HashSet<ObjectKey> {
         for (_, image) in &entry.record.images {
             all.insert(image.root.key());
             let root = accounts.depot.root(image).expect("a root");
-            root.top.iter().for_each(|top| reach(&accounts.depot, *top, &mut all));
+            match root.splitter {
+                Splitter::Fixed4K => {
+                    root.top.iter().for_each(|top| reach(&accounts.depot, *top, &mut all));
+                }
+                Splitter::FastCdc16K => {
+                    root.top.iter().for_each(|top| reach_stream(&accounts.depot, *top, &mut all));
+                }
+            }
         }
     }
     all
@@ -85,6 +105,13 @@ fn reach(depot: &crate::depot::Depot, id: NodeId, all: &mut HashSet<ObjectKey>) 
     }
 }
 
+fn reach_stream(depot: &crate::depot::Depot, id: NodeId, all: &mut HashSet<ObjectKey>) {
+    let node = depot.load_stream_node(&id).expect("a node");
+    all.insert(id.key());
+    all.extend(node.chunks().map(|chunk| chunk.key()));
+    node.nodes().for_each(|child| reach_stream(depot, child, all));
+}
+
 /// Plaintext bytes of the chunks and stored bytes of all.
 fn weigh(store: &Store, keys: &HashSet<ObjectKey>) -> (u64, u64) {
     let accounts = store.accounts().expect("accounts");
@@ -92,8 +119,9 @@ fn weigh(store: &Store, keys: &HashSet<ObjectKey>) -> (u64, u64) {
     let places = Locator::new(&accounts.depot).locate(&keys).expect("places");
     places.into_iter().flatten().fold((0, 0), |(plain, stored), at| {
         let share = u64::from(share_of(&accounts.depot, &at).expect("a share").bytes);
-        let page = if at.span.kind == crate::pack::FrameKind::Pages { PAGE_LEN as u64 } else { 0 };
-        (plain + page, stored + share)
+        let frame = accounts.depot.frame(at.pack, &at.span).expect("a frame");
+        let chunk = frame.chunk(at.slot).map_or(0, <[u8]>::len);
+        (plain + chunk as u64, stored + share)
     })
 }
 
