@@ -50,6 +50,12 @@ pub(crate) fn pages(seed: u8, count: usize) -> Vec<u8> {
     bytes
 }
 
+/// The byte stream of a snapshot: the end of its memory, moved by a byte, so
+/// that versions share most chunks and none of them is a page.
+fn stream_of(bytes: &[u8]) -> Vec<u8> {
+    [&[0x5a], &bytes[bytes.len().saturating_sub(50 * PAGE_LEN)..]].concat()
+}
+
 /// Commits bytes over an optional base whose other pages stay.
 pub(crate) fn commit(
     store: &Store,
@@ -63,7 +69,10 @@ pub(crate) fn commit(
     writer.write(changed.start as u64, &bytes[changed.start * PAGE_LEN..changed.end * PAGE_LEN])?;
     let image = writer.finish()?;
     let state = session.blob(b"state")?;
-    let images = vec![(Role::Memory, image), (Role::State, state)];
+    let mut writer = session.stream();
+    writer.append(&stream_of(bytes))?;
+    let stream = writer.finish()?;
+    let images = vec![(Role::Memory, image), (Role::State, state), (Role::Stream, stream)];
     let record = SnapshotRecord { images, config: b"c".to_vec(), parent: None };
     let options = CommitOptions { name: Some(name(as_name)), ..CommitOptions::default() };
     session.commit(&record, options)?;
@@ -117,6 +126,10 @@ pub(crate) fn verify(store: &Store, promises: &Promises) {
         let mut state_bytes = [0; 5];
         store.reader(state).expect("a reader").read_at(0, &mut state_bytes).expect("the state");
         assert_eq!(&state_bytes, b"state");
+        let stream = entry.record.image(Role::Stream).expect("a stream");
+        let mut stream_bytes = vec![0; usize::try_from(stream.len).expect("small")];
+        store.reader(stream).expect("a reader").read_at(0, &mut stream_bytes).expect("the stream");
+        assert!(stream_bytes == stream_of(&bytes));
         for name in &entry.names {
             found.insert(name.to_string(), bytes.clone());
         }

@@ -10,5 +10,6 @@ mod model;
 mod root;
 mod round_trip;
 mod stream;
+mod stream_damage;
 mod stream_root;
 mod view;
