@@ -42,6 +42,11 @@ fn bytes_of(number: u64) -> Vec<u8> {
     bytes
 }
 
+/// The same a byte further on, as a byte stream.
+fn stream_of(number: u64) -> Vec<u8> {
+    [&[7], &bytes_of(number)[..]].concat()
+}
+
 fn next(random: &mut u64) -> u64 {
     *random ^= *random << 13;
     *random ^= *random >> 7;
@@ -101,7 +106,11 @@ fn commit(store: &Store, number: u64, as_name: &str) {
     let mut writer = session.image(bytes.len() as u64, base.as_ref()).expect("an image");
     writer.write(0, &bytes).expect("a write");
     let image = writer.finish().expect("an image");
-    session.commit(&record_of(image), named(as_name)).expect("a commit");
+    let mut writer = session.stream();
+    writer.append(&stream_of(number)).expect("a stream");
+    let mut record = record_of(image);
+    record.images.push((Role::Stream, writer.finish().expect("an image")));
+    session.commit(&record, named(as_name)).expect("a commit");
 }
 
 /// What the diary promises, and the step under way.
@@ -143,6 +152,8 @@ fn verify(folder: &Path) -> BTreeSet<String> {
         let number: u64 = as_name[1..].parse().expect("a number");
         let image = record.image(Role::Memory).expect("memory");
         assert!(read_all(&store, image) == bytes_of(number), "{as_name}");
+        let stream = record.image(Role::Stream).expect("a stream");
+        assert!(read_all(&store, stream) == stream_of(number), "{as_name}");
     }
     let report = store.check(&mut |_| {}).expect("a check");
     assert!(report.is_clean(), "{report:?}");
