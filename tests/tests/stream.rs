@@ -5,6 +5,8 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -81,6 +83,30 @@ fn what_comes_through_pipes_goes_out_through_pipes() {
     let out = coppice.scratch("out");
     coppice.text(&["export", "empty", out.to_str().unwrap()]).unwrap();
     assert_eq!(std::fs::metadata(&out).unwrap().len(), 0);
+}
+
+#[test]
+fn what_an_ended_command_left_in_its_pipe_is_no_snapshot() {
+    let coppice = Coppice::new().unwrap();
+    coppice.text(&["stats"]).unwrap();
+    // A socket, so that this side sees when the other one is done with it.
+    let (mut mine, theirs) = UnixStream::pair().unwrap();
+    let mut child = coppice
+        .command()
+        .args(["import", "-", "--name", "half", "--as", "stream"])
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    // More than a socket holds: somebody reads.
+    mine.write_all(&noise(8 << 20, 4)).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    mine.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(mine.read(&mut [0]).unwrap(), 0, "the other side ends");
+    let line = coppice.refusal(&["show", "half"]).unwrap();
+    assert!(line.contains("no snapshot named half"), "{line}");
+    assert_eq!(coppice.json(&["check"]).unwrap()["ok"], true);
 }
 
 #[test]

@@ -9,8 +9,8 @@ use coppice_engine::{
     ImportOptions, Role,
 };
 
-use super::Supervisor;
 use super::launch::find_image;
+use super::{Supervisor, piped};
 use crate::rpc::{
     Checked, ImageLine, ImportFormat, Imported, MachineShape, Part, Problem, Progress, Reply,
     Scope, Shown, SnapshotLine, StoreStats,
@@ -26,9 +26,17 @@ impl Supervisor {
         name: &str,
         (stream, format): (bool, ImportFormat),
         input: &File,
+        caller_left: &dyn Fn() -> bool,
         report: &mut dyn FnMut(Progress),
     ) -> Result<Reply> {
         let name = self.free_name(name)?;
+        let mut step = |step: coppice_engine::Progress| {
+            report(Progress { new_bytes: Some(step.new_bytes), ..bytes_step("importing", step) });
+        };
+        if format != ImportFormat::Qcow2 && piped::is_pipe(input)? {
+            let done = piped::import(&self.store, input, (name, stream), caller_left, &mut step)?;
+            return Ok(Reply::Imported(done));
+        }
         let kind = if stream { ImportKind::Stream } else { ImportKind::Disk };
         let format = match format {
             ImportFormat::Auto => DiskFormat::Auto,
@@ -36,9 +44,7 @@ impl Supervisor {
             ImportFormat::Qcow2 => DiskFormat::Qcow2,
         };
         let options = ImportOptions { kind, format, ..ImportOptions::default() };
-        let done = self.store.import(input, name, options, &mut |step| {
-            report(Progress { new_bytes: Some(step.new_bytes), ..bytes_step("importing", step) });
-        })?;
+        let done = self.store.import(input, name, options, &mut step)?;
         Ok(Reply::Imported(Imported {
             name: done.name.to_string(),
             id: done.id.to_string(),

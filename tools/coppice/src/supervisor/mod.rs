@@ -18,6 +18,7 @@ mod machine;
 mod machine_file;
 mod machines;
 pub(crate) mod paths;
+mod piped;
 mod pools;
 mod server;
 mod table;

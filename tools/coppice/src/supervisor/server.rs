@@ -113,7 +113,8 @@ fn converse(supervisor: &Supervisor, channel: &Channel) -> Result<(), ChannelErr
             // A caller that went away is noticed at the reply.
             drop(channel.send(&Message::Progress(step), &[]));
         };
-        answer(supervisor, hello.request, received, &mut report)
+        let caller_left = || super::piped::has_left(channel.socket());
+        answer(supervisor, hello.request, received, (&caller_left, &mut report))
     } else {
         Err(anyhow::anyhow!(
             "the running supervisor is another version of coppice: end it with that version's `coppice serve --stop`"
@@ -135,12 +136,13 @@ pub(super) fn answer(
     supervisor: &Supervisor,
     request: Request,
     received: Vec<OwnedFd>,
-    report: &mut dyn FnMut(Progress),
+    (caller_left, report): (&dyn Fn() -> bool, &mut dyn FnMut(Progress)),
 ) -> Result<Answer> {
     let reply = match request {
         Request::Ping => Reply::Pong { pid: std::process::id(), protocol: PROTOCOL },
         Request::Import { name, stream, format } => {
-            supervisor.import(&name, (stream, format), &one_file(received)?, report)?
+            let input = one_file(received)?;
+            supervisor.import(&name, (stream, format), &input, caller_left, report)?
         }
         Request::Export { name, part, in_order } => {
             supervisor.export(&name, (part, in_order), &one_file(received)?, report)?
