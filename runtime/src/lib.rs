@@ -13,6 +13,7 @@ mod vcpu;
 mod vm;
 
 pub use fault::{PagerError, pager_main};
+pub use sys::memfd::{HugePagesError, refuse_huge_pages as check_huge_pages};
 pub use sys::pagemap::{PageCounts, Pagemap, PagemapError};
 pub use sys::remote_memory::{RemoteMemory, RemoteMemoryError};
 pub use vm::{vmm_main, zygote_main};

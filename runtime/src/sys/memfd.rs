@@ -18,7 +18,7 @@ const THP: &str = "/sys/kernel/mm/transparent_hugepage";
 
 /// Why the host cannot hold page pools.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum HugePagesError {
+pub enum HugePagesError {
     /// The setting makes large folios in shared memory that nobody asked for.
     #[error(
         "{path} is `{value}`, which lets pages appear in a pool that nobody installed; \
@@ -33,7 +33,10 @@ pub(crate) enum HugePagesError {
 }
 
 /// Refuses a host on which shared memory gets large folios unasked.
-pub(crate) fn refuse_huge_pages() -> Result<(), HugePagesError> {
+///
+/// # Errors
+/// Which setting does that.
+pub fn refuse_huge_pages() -> Result<(), HugePagesError> {
     refuse_huge_pages_of(Path::new(THP))
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::rpc::ImportFormat;
 use crate::supervisor::{FORKS, MEMORY_MIB, VCPUS};
@@ -128,6 +129,18 @@ pub(crate) enum Command {
     },
     /// Run the supervisor that owns the store and its machines
     Serve(Serve),
+    /// Check whether this host can run machines, and say what to change
+    Doctor,
+    /// Print the completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write manual pages into a folder
+    Man {
+        /// The folder, such as /usr/local/share/man/man1
+        folder: PathBuf,
+    },
     /// Tell and check the whole story on this host: boot, capture, a hundred
     /// forks
     Demo(Demo),

@@ -2,9 +2,11 @@
 
 mod collect;
 mod copy;
+mod doctor;
 pub(crate) mod exec;
 mod lineage;
 mod machines;
+mod manual;
 mod rebuild;
 mod store;
 
@@ -28,6 +30,14 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::InternalZygote => return internal(coppice_runtime::zygote_main),
         Command::InternalPager => return internal(page_server),
+        Command::Completions { shell } => {
+            manual::completions(*shell);
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Man { folder } => {
+            manual::manual(folder)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         _ => {}
     }
     let folder = cli.store.clone().map_or_else(default_store, Ok)?;
@@ -37,6 +47,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     }
     if let Command::Serve(options) = &cli.command {
         return serve(folder, options);
+    }
+    if matches!(cli.command, Command::Doctor) {
+        return doctor::doctor(&folder, out);
     }
     if matches!(cli.command, Command::RebuildIndex) {
         return rebuild::rebuild_index(&folder, out);
@@ -76,6 +89,9 @@ fn dispatch(client: &Client, command: Command, out: Output) -> Result<ExitCode> 
         Command::Serve(_)
         | Command::Demo(_)
         | Command::RebuildIndex
+        | Command::Doctor
+        | Command::Completions { .. }
+        | Command::Man { .. }
         | Command::InternalZygote
         | Command::InternalPager => {
             anyhow::bail!("this command needs the store for itself: leave out --read-only")
