@@ -6,9 +6,11 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::fs::FallocateFlags;
 use vm_memory::{Bytes, VolatileMemoryError};
 
 use super::SECTOR;
@@ -52,6 +54,14 @@ pub(crate) struct Disk {
 pub(super) struct WholeBlocks {
     offset: u64,
     bytes: Vec<u8>,
+}
+
+/// Ranges that are to read as zeros: whole blocks, and the parts of blocks at
+/// both ends, completed.
+#[derive(Debug)]
+pub(super) struct Erasure {
+    whole: Range<u64>,
+    edges: Vec<WholeBlocks>,
 }
 
 impl Disk {
@@ -142,6 +152,43 @@ impl Disk {
         let count = (blocks.bytes.len() as u64).div_ceil(PAGE_SIZE);
         self.written().insert(first, count);
         Ok(())
+    }
+
+    /// Completes the ends of a range that is to be erased; may wait for the
+    /// page server.
+    pub(super) fn prepare_erase(&self, offset: u64, len: u64) -> Result<Erasure, DiskError> {
+        let end = offset + len;
+        let first = offset.next_multiple_of(PAGE_SIZE).min(end);
+        let last = if end == self.len { end } else { (end - end % PAGE_SIZE).max(first) };
+        let mut edges = Vec::new();
+        for (start, stop) in [(offset, first), (last, end)] {
+            if start < stop {
+                let zeros = vec![0; usize::try_from(stop - start).unwrap_or(0)];
+                edges.push(self.prepare(start, &zeros)?);
+            }
+        }
+        Ok(Erasure { whole: first..last, edges })
+    }
+
+    /// Makes a range zeros. Only with a pass.
+    pub(super) fn erase(&self, erasure: &Erasure) -> Result<(), DiskError> {
+        for edge in &erasure.edges {
+            self.commit(edge)?;
+        }
+        let Range { start, end } = erasure.whole;
+        if start < end {
+            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(&self.overlay, hole, start, end - start)
+                .map_err(io::Error::from)?;
+            self.written().insert(start / PAGE_SIZE, (end - start).div_ceil(PAGE_SIZE));
+        }
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(super) fn overlay_allocated(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        self.overlay.metadata().unwrap().blocks() * 512
     }
 
     fn written(&self) -> MutexGuard<'_, BlockSet> {

@@ -5,18 +5,20 @@
 //! request, and writing to the overlay, happens with one.
 
 mod disk;
+mod erase;
 mod request;
 
 use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 pub(crate) use disk::{Disk, DiskError};
 
+use self::erase::{RANGES_MAX, SECTORS_MAX};
 use self::request::execute;
 use super::segments::Buffers;
 use super::transport::{Identity, Taken, Transport};
@@ -54,9 +56,11 @@ impl Block {
             | 1 << VIRTIO_BLK_F_BLK_SIZE
             | 1 << VIRTIO_BLK_F_SEG_MAX
             | 1 << VIRTIO_BLK_F_TOPOLOGY;
-        if read_only {
-            features |= 1 << VIRTIO_BLK_F_RO;
-        }
+        features |= if read_only {
+            1 << VIRTIO_BLK_F_RO
+        } else {
+            1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+        };
         Ok(Identity {
             device: VIRTIO_ID_BLOCK,
             features,
@@ -87,6 +91,16 @@ fn config(sectors: u64) -> Vec<u8> {
     config.extend([SECTORS_PER_PAGE_EXPONENT, 0]);
     config.extend(SECTORS_PER_PAGE.to_le_bytes());
     config.extend(u32::from(SECTORS_PER_PAGE).to_le_bytes());
+    // Write-back cache, a spare byte, number of queues: not offered.
+    config.extend([0; 4]);
+    // Discard: sectors, ranges, alignment. Write zeroes: sectors, ranges, and
+    // that it gives space back.
+    config.extend(SECTORS_MAX.to_le_bytes());
+    config.extend(RANGES_MAX.to_le_bytes());
+    config.extend(u32::from(SECTORS_PER_PAGE).to_le_bytes());
+    config.extend(SECTORS_MAX.to_le_bytes());
+    config.extend(RANGES_MAX.to_le_bytes());
+    config.extend([1, 0, 0, 0]);
     config
 }
 

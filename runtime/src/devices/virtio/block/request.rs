@@ -6,8 +6,9 @@
 //! a write lie unchanged in guest memory.
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
 };
 
 use super::super::prefault::touch;
@@ -15,8 +16,9 @@ use super::super::segments::{Buffers, Segments};
 use super::super::transport::{Broken, Ticket, Transport};
 use super::SECTOR;
 use super::disk::Disk;
+use super::erase::{Erase, erase};
 
-const HEADER: u64 = 16;
+pub(super) const HEADER: u64 = 16;
 const STATUS: u64 = 1;
 /// Bytes that are moved at once.
 const PIECE: u64 = 256 << 10;
@@ -28,13 +30,14 @@ enum Kind {
     Read,
     Write,
     Flush,
+    Erase(Erase),
     Identify,
     Unknown,
 }
 
 /// How a request ends: the status byte, and the data bytes that were written
 /// before it. `None` if the driver reset the device meanwhile.
-type Outcome = Option<(u32, u32)>;
+pub(super) type Outcome = Option<(u32, u32)>;
 
 /// Executes a request and finishes it. Guest mistakes that leave no place
 /// for a status break the device.
@@ -64,6 +67,7 @@ pub(super) fn execute(
         }
         // The overlay lives as long as the machine; earlier writes are in it.
         Kind::Flush => Some((VIRTIO_BLK_S_OK, 0)),
+        Kind::Erase(kind) => erase(transport, disk, ticket, kind, &buffers.readable)?,
         Kind::Identify => identify(transport, ticket, &buffers.writable, status_at)?,
         Kind::Unknown => Some((VIRTIO_BLK_S_UNSUPP, 0)),
     };
@@ -88,6 +92,8 @@ fn kind(number: u32) -> Kind {
         VIRTIO_BLK_T_OUT => Kind::Write,
         VIRTIO_BLK_T_FLUSH => Kind::Flush,
         VIRTIO_BLK_T_GET_ID => Kind::Identify,
+        VIRTIO_BLK_T_DISCARD => Kind::Erase(Erase::Discard),
+        VIRTIO_BLK_T_WRITE_ZEROES => Kind::Erase(Erase::WriteZeroes),
         _ => Kind::Unknown,
     }
 }
@@ -195,18 +201,17 @@ fn count(len: u64) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod testing {
     use super::super::{Block, step};
     use super::*;
-    use crate::devices::virtio::testing::{BUFFERS, Descriptor, Driver, WRITE};
-    use crate::protocol::PageRun;
+    use crate::devices::virtio::testing::{BUFFERS, Driver, WRITE};
     use std::fs::File;
 
-    const DATA: u64 = BUFFERS + 0x1000;
-    const STATUS_AT: u64 = BUFFERS + 0x800;
-    const SECTORS: u64 = 2048;
+    pub(in super::super) const DATA: u64 = BUFFERS + 0x1000;
+    pub(in super::super) const STATUS_AT: u64 = BUFFERS + 0x800;
+    pub(in super::super) const SECTORS: u64 = 2048;
 
-    fn device(read_only: bool) -> (Driver, Disk) {
+    pub(in super::super) fn device(read_only: bool) -> (Driver, Disk) {
         use std::io::Write;
         let len = SECTORS * SECTOR;
         let mut pool =
@@ -214,12 +219,13 @@ mod tests {
         let image: Vec<u8> = (0..len).map(|at| (at / SECTOR).to_le_bytes()[0]).collect();
         pool.write_all(&image).unwrap();
         let overlay = tempfile::tempfile().unwrap();
+        overlay.set_len(len).unwrap();
         let disk = Disk::new(len, read_only, &pool, overlay).unwrap();
         (Driver::new(Block::identity(len, read_only).unwrap()), disk)
     }
 
     /// Runs one request and returns its status and the used length.
-    fn run(
+    pub(in super::super) fn run(
         driver: &Driver,
         disk: &Disk,
         kind: u32,
@@ -239,6 +245,16 @@ mod tests {
         let used = driver.used(0);
         (driver.get(STATUS_AT, 1)[0], used.last().map_or(0, |(_, len)| *len))
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Block, step};
+    use super::testing::*;
+    use super::*;
+    use crate::devices::virtio::testing::{BUFFERS, Descriptor, Driver, WRITE};
+    use crate::protocol::PageRun;
+    use std::fs::File;
 
     #[test]
     fn reads_writes_and_reads_back() {
