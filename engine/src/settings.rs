@@ -26,6 +26,8 @@ pub struct Settings {
     pub pack_len_max: u64,
     /// A pack is sealed when it holds about this many objects.
     pub pack_objects_max: u32,
+    /// Bytes of decoded frames of chunks that are kept for readers.
+    pub frame_cache_len: usize,
     /// Which index to use.
     pub index: IndexKind,
     /// Where creation times come from.
@@ -39,6 +41,7 @@ impl Default for Settings {
             frame_len_max: 64 << 10,
             pack_len_max: 256 << 20,
             pack_objects_max: 1 << 20,
+            frame_cache_len: 64 << 20,
             #[cfg(feature = "rocksdb")]
             index: IndexKind::RocksDb,
             #[cfg(not(feature = "rocksdb"))]

@@ -82,7 +82,7 @@ impl Depot {
             return vec![None; keys.len()];
         }
         let mut found: Vec<Option<Arc<Hint>>> = {
-            let cache = lock(&self.hints);
+            let mut cache = lock(&self.hints);
             keys.iter().map(|key| cache.get(key)).collect()
         };
         let missed: Vec<usize> = (0..keys.len()).filter(|at| found[*at].is_none()).collect();

@@ -5,6 +5,7 @@
 //! checked, and its own hash is verified before anyone sees it.
 
 mod cache;
+mod chunk_frames;
 mod copies;
 pub(crate) mod hint;
 mod hints;
@@ -24,6 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use cache::Cache;
+pub(crate) use chunk_frames::ChunkFrames;
 pub(crate) use hint::Spot;
 pub(crate) use hints::{HintEpoch, LeafHint, PublishedPacks, Resolved};
 pub(crate) use locate::{Location, Locator, LocatorState};
@@ -79,6 +81,7 @@ pub(crate) struct Depot {
     files: Mutex<Cache<PackId, Arc<dyn DiskFile>>>,
     directories: Mutex<Cache<PackId, Arc<Directory>>>,
     frames: Mutex<Cache<(PackId, u64), Arc<Frame>>>,
+    chunk_frames: ChunkFrames,
     nodes: Mutex<Cache<NodeId, RecentNode>>,
     hints: Mutex<Cache<ObjectKey, Arc<hint::Hint>>>,
     hint_epoch: Mutex<u64>,
@@ -279,9 +282,15 @@ impl Depot {
         Ok(frame)
     }
 
+    /// Decoded frames of chunks.
+    pub(crate) fn chunk_frames(&self) -> &ChunkFrames {
+        &self.chunk_frames
+    }
+
     /// Forgets decoded frames, so that the next read goes to the disk.
     pub(crate) fn forget_cached(&self) {
         lock(&self.frames).clear();
+        self.chunk_frames.clear();
         lock(&self.directories).clear();
         lock(&self.nodes).clear();
         lock(&self.hints).clear();

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use super::{Cache, DIRECTORIES_LEN_MAX, Depot, FILES_MAX, FRAMES_LEN_MAX, HINTS_LEN_MAX};
-use super::{NODES_LEN_MAX, Pins};
+use super::{ChunkFrames, NODES_LEN_MAX, Pins};
 use crate::error::StoreError;
 use crate::id::PackId;
 use crate::index::Index;
@@ -53,6 +53,7 @@ impl Depot {
             files: Mutex::new(Cache::new(FILES_MAX)),
             directories: Mutex::new(Cache::new(DIRECTORIES_LEN_MAX)),
             frames: Mutex::new(Cache::new(FRAMES_LEN_MAX)),
+            chunk_frames: ChunkFrames::new(0),
             nodes: Mutex::new(Cache::new(NODES_LEN_MAX)),
             hints: Mutex::new(Cache::new(HINTS_LEN_MAX)),
             hint_epoch: Mutex::default(),

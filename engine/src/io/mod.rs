@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io;
 
 pub(crate) use real::RealDisk;
-pub(crate) use ring::read_exact_at;
+pub(crate) use ring::{read_exact_at, read_many};
 pub use sim::{Counts, Faults, SimDisk};
 
 /// What an open file may be used for.
@@ -66,6 +66,12 @@ pub trait Disk: Send + Sync + Debug {
 pub trait DiskFile: Send + Sync + Debug {
     /// Reads exactly `len` bytes; fewer is `UnexpectedEof`.
     fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>>;
+
+    /// Reads parts, given by offset and length, as many at once as the disk
+    /// likes; in the order of the parts.
+    fn read_many(&self, parts: &[(u64, usize)]) -> Vec<io::Result<Vec<u8>>> {
+        parts.iter().map(|(offset, len)| self.read_at(*offset, *len)).collect()
+    }
 
     /// Writes all of `bytes`.
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::{Access, Disk, DiskFile, Listed, read_exact_at};
+use super::{Access, Disk, DiskFile, Listed, read_exact_at, read_many};
 
 /// A folder of the host's file system.
 #[derive(Debug)]
@@ -98,6 +98,10 @@ struct RealFile(File);
 impl DiskFile for RealFile {
     fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         read_exact_at(&self.0, offset, len)
+    }
+
+    fn read_many(&self, parts: &[(u64, usize)]) -> Vec<io::Result<Vec<u8>>> {
+        read_many(&self.0, parts)
     }
 
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {

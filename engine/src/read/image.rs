@@ -25,7 +25,7 @@ pub struct ImageReader {
     depot: Arc<Depot>,
     root: RootRecord,
     window: Option<(Range<u64>, Window)>,
-    last: Option<(FrameRef, Frame)>,
+    last: Option<(FrameRef, Arc<Frame>)>,
     /// A page that was found elsewhere than it was thought to lie.
     moved: Option<Frame>,
     /// Instead of all, for a byte stream.

@@ -3,12 +3,14 @@
 //! Invariant: no byte leaves this module unless the BLAKE3 of its chunk was
 //! computed from it and matches the id in the tree.
 
+mod coalesce;
 mod export;
 mod image;
 mod map;
 mod map_build;
 mod map_bytes;
 mod page_reader;
+mod pipeline;
 mod stream;
 mod window;
 

@@ -1,5 +1,6 @@
 //! The reader of the page server: pages by their location, verified, without
-//! a store or an index. The fault path takes no lock across a read.
+//! a store or an index. The fault path takes no lock across a read; threads
+//! that want the same frame at once have it read by one of them.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -7,6 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::map::{FrameRef, PageMap};
 use crate::chunk::{Page, chunk_ids};
+use crate::depot::ChunkFrames;
 use crate::error::{FormatError, ReadCause, ReadError};
 use crate::id::{ChunkId, PackId};
 use crate::io::read_exact_at;
@@ -19,16 +21,28 @@ const COMPANIONS_MAX: usize = 64;
 /// What a fetch cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fetched {
-    /// Bytes read from the pack; zero if the page is zero and nothing was read.
+    /// Bytes read from the pack; zero if nothing was: the page is zero, or its
+    /// frame was decoded for another page.
     pub bytes_read: u64,
     /// Pages handed to the sink.
     pub pages: u64,
 }
 
 /// Reads pages out of packs that were handed to it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct PageReader {
     packs: RwLock<HashMap<PackId, Arc<File>>>,
+    frames: ChunkFrames,
+}
+
+/// Bytes of decoded frames that a reader keeps: images that are forked together
+/// share frames, and the pages of one frame are not all asked for at once.
+const FRAMES_LEN_MAX: usize = 16 << 20;
+
+impl Default for PageReader {
+    fn default() -> Self {
+        Self { packs: RwLock::default(), frames: ChunkFrames::new(FRAMES_LEN_MAX) }
+    }
 }
 
 impl PageReader {
@@ -71,7 +85,12 @@ impl PageReader {
         let row = map.rows()[number];
         let at = map.frames()[to_usize(u64::from(row.frame))];
         let fail = |cause| ReadError { chunk: row.chunk, pack: at.pack, offset: at.offset, cause };
-        let frame = self.read(&at).map_err(fail)?;
+        let mut bytes_read = 0;
+        let read = || {
+            bytes_read = u64::from(at.len);
+            self.read(&at)
+        };
+        let frame = self.frames.get((at.pack, at.offset), read).map_err(fail)?;
         sink(page, verified(&frame, row.slot, &row.chunk).map_err(fail)?);
         let mut pages = 1;
         let companions = map.companions(number, COMPANIONS_MAX);
@@ -83,7 +102,7 @@ impl PageReader {
                 pages += 1;
             }
         }
-        Ok(Fetched { bytes_read: u64::from(at.len), pages })
+        Ok(Fetched { bytes_read, pages })
     }
 
     fn read(&self, at: &FrameRef) -> Result<Frame, ReadCause> {
@@ -133,7 +152,8 @@ pub(crate) fn verified_all<'f>(
     found.into_iter().zip(wanted).map(verify).collect()
 }
 
-fn page_in(frame: &Frame, slot: u32) -> Result<&Page, ReadCause> {
+/// The page in a slot, which is not verified yet.
+pub(super) fn page_in(frame: &Frame, slot: u32) -> Result<&Page, ReadCause> {
     let (value, limit) = (u64::from(slot), to_u64(frame.plain.len()));
     frame.page(slot).ok_or_else(|| FormatError::TooLong { what: "slot", value, limit }.into())
 }

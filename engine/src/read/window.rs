@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use super::map::{FrameRef, Location, PageMap};
 use super::map_build::{self, Ask, Built};
 use super::page_reader::{decode_pages, verified};
+use crate::chunk::Page;
 use crate::depot::{Depot, Spot};
 use crate::env::lock;
 use crate::error::{ReadCause, ReadError, StoreError};
@@ -43,17 +44,39 @@ impl Window {
     }
 
     /// Reads, checks and decompresses a frame of pages.
-    pub(super) fn frame(&self, depot: &Depot, at: &FrameRef) -> Result<Frame, ReadCause> {
-        decode_pages(&self.file(depot, at)?.read_at(at.offset, to_usize(u64::from(at.len)))?)
+    pub(super) fn frame(&self, depot: &Depot, at: &FrameRef) -> Result<Arc<Frame>, ReadCause> {
+        depot.chunk_frames().get((at.pack, at.offset), || {
+            decode_pages(&self.file(depot, at)?.read_at(at.offset, to_usize(u64::from(at.len)))?)
+        })
     }
 
-    fn file(&self, depot: &Depot, at: &FrameRef) -> Result<Arc<dyn DiskFile>, ReadCause> {
+    /// The file of the frame's pack.
+    pub(super) fn file(
+        &self,
+        depot: &Depot,
+        at: &FrameRef,
+    ) -> Result<Arc<dyn DiskFile>, ReadCause> {
         if let Some(file) = lock(&self.packs).get(&at.pack) {
             return Ok(Arc::clone(file));
         }
         let file = open_pack(depot, at)?;
         lock(&self.packs).insert(at.pack, Arc::clone(&file));
         Ok(file)
+    }
+
+    /// A frame that has only this page, which was not where it was thought to
+    /// lie when that was read before.
+    pub(super) fn read_again(
+        &self,
+        depot: &Depot,
+        page: u64,
+        at: &Location,
+    ) -> Result<Frame, StoreError> {
+        let found = self.frame(depot, &at.frame);
+        match found.and_then(|frame| only(verified(&frame, at.slot, &at.chunk)?)) {
+            Ok(frame) => Ok(frame),
+            Err(cause) => self.elsewhere(depot, page, at, cause),
+        }
     }
 
     /// A page that could not be had where it was thought to lie, from where
@@ -80,13 +103,16 @@ impl Window {
             let file = depot.file(pack)?;
             let read = || {
                 let frame = decode_pages(&file.read_at(offset, to_usize(u64::from(len)))?)?;
-                let page = verified(&frame, slot, &at.chunk)?.to_vec();
-                Ok(Frame { kind: FrameKind::Pages, count: 1, plain: page })
+                only(verified(&frame, slot, &at.chunk)?)
             };
             read().map(Some).map_err(|cause| fail(&Location { frame, slot, ..*at }, cause).into())
         })?;
         found.ok_or_else(|| fail(at, cause).into())
     }
+}
+
+fn only(page: &Page) -> Result<Frame, ReadCause> {
+    Ok(Frame { kind: FrameKind::Pages, count: 1, plain: page.to_vec() })
 }
 
 /// Names what could not be had, and why.

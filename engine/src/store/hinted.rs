@@ -154,9 +154,45 @@ fn what_was_committed_is_read_without_the_index() {
 }
 
 #[test]
+fn readers_of_one_frame_at_once_have_it_decoded_once() {
+    let store = simulated();
+    let made = lineage(&store, 0);
+    let (image, bytes) = &made[0];
+    let decoded = |store: &Store| store.lookups().expect("lookups").frames_decoded;
+    let before = decoded(&store);
+    std::thread::scope(|scope| {
+        for page in 0..4 {
+            let store = &store;
+            scope.spawn(move || {
+                let mut out = [0; PAGE_LEN];
+                let mut reader = store.reader(image).expect("a reader");
+                reader.read_at(to_u64(page * PAGE_LEN), &mut out).expect("a read");
+                assert!(out == bytes[page * PAGE_LEN..][..PAGE_LEN]);
+            });
+        }
+    });
+    assert_eq!(decoded(&store) - before, 1);
+    let frames = to_u64(store.page_map(image).expect("a map").frames().len());
+    for _ in 0..3 {
+        assert!(exported(&store, image) == *bytes);
+        assert!(read(&store, image) == *bytes);
+    }
+    assert_eq!(decoded(&store) - before, frames);
+}
+
+#[test]
 fn a_store_opened_again_is_read_without_the_index() {
     let folder = tempfile::tempdir().expect("a folder");
     let open = |path: &Path| Store::open(path, &Settings::default()).expect("a store");
+    for depth in [0, 1, 20] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = open(folder.path());
+        let made = lineage(&store, depth);
+        eprintln!("{depth} {:?}", store.lookups());
+        drop(store);
+        let store = open(folder.path());
+        eprintln!("{depth} {:?} {}", store.lookups(), made.len());
+    }
     let made = lineage(&open(folder.path()), 20);
     let store = open(folder.path());
     assert_eq!(read_all(&store, &made), 0);

@@ -65,6 +65,10 @@ pub struct Lookups {
     pub hints: u64,
     /// Their bytes, keys included.
     pub hint_bytes: u64,
+    /// Frames of chunks that readers had decoded since then.
+    pub frames_decoded: u64,
+    /// How often one was decoded already, or just then by somebody else.
+    pub frames_shared: u64,
 }
 
 impl Store {
@@ -404,7 +408,9 @@ impl Store {
     /// If the index cannot be read.
     pub fn lookups(&self) -> Result<Lookups, StoreError> {
         let (hints, hint_bytes) = self.depot.index().hint_totals()?;
-        Ok(Lookups { index_gets: self.depot.index_gets(), hints, hint_bytes })
+        let (frames_decoded, frames_shared) = self.depot.chunk_frames().counts();
+        let index_gets = self.depot.index_gets();
+        Ok(Lookups { index_gets, hints, hint_bytes, frames_decoded, frames_shared })
     }
 
     /// Throws all hints away. Reading makes them again.

@@ -70,6 +70,7 @@ fn finish(
     settings: &Settings,
 ) -> Result<Store, StoreError> {
     let depot = Depot::open(disk, index, lock)?;
+    depot.chunk_frames().set_budget(settings.frame_cache_len);
     let catalog = Catalog::open(&depot)?;
     Ok(Store { depot: Arc::new(depot), catalog: Arc::new(catalog), settings: settings.clone() })
 }
