@@ -307,9 +307,25 @@ pub enum Qcow2Error {
     Header(&'static str),
     /// It is written over another file.
     #[error(
-        "the qcow2 image is written over `{0}`: merge them with `qemu-img convert -O qcow2 IMAGE NEW`, and import that"
+        "the qcow2 image is written over `{0}`: give that file with `--backing PATH`, or merge them with `qemu-img convert -O qcow2 IMAGE NEW` and import that"
     )]
     Backing(String),
+    /// More backing files are given than there are places for.
+    #[error(
+        "a backing file is given, but the image above it is not written over another: leave it out"
+    )]
+    NotOver,
+    /// A file is over itself.
+    #[error(
+        "the qcow2 image and its backing files must be different files, and one is given twice"
+    )]
+    Loop,
+    /// Too many files over each other.
+    #[error("more than {max} backing files: merge some with `qemu-img convert`")]
+    ChainTooLong {
+        /// How many there may be.
+        max: usize,
+    },
     /// It uses what this reader does not know.
     #[error(
         "the qcow2 image uses {0}, which cannot be imported: `qemu-img convert -O raw IMAGE NEW` may help"

@@ -101,6 +101,18 @@ fn what_cannot_be_read_is_refused_by_name() {
     qemu_img(&["create", "-f", "qcow2", "-F", "qcow2", "-b", base.to_str().unwrap(), over]);
     let line = coppice.refusal(&["import", over, "--name", "x"]).unwrap();
     assert!(line.contains("written over") && line.contains("base"), "{line}");
+    let base = base.to_str().unwrap();
+    for (backing, problem) in
+        [(&[over][..], "given twice"), (&[base, raw.to_str().unwrap()], "leave it out")]
+    {
+        let mut arguments = vec!["import", over, "--name", "x"];
+        backing.iter().for_each(|path| arguments.extend(["--backing", path]));
+        let line = coppice.refusal(&arguments).unwrap();
+        assert!(line.contains(problem), "{line}");
+    }
+    let raw = raw.to_str().unwrap();
+    let line = coppice.refusal(&["import", raw, "--name", "x", "--backing", base]).unwrap();
+    assert!(line.contains("leave it out"), "{line}");
     let data = coppice.scratch("data");
     let external = coppice.scratch("external");
     let external = external.to_str().unwrap();
@@ -113,4 +125,65 @@ fn what_cannot_be_read_is_refused_by_name() {
     qemu_img(&["create", "-f", "qcow2", "-o", "extended_l2=on", subclusters, "10M"]);
     let line = coppice.refusal(&["import", subclusters, "--name", "x"]).unwrap();
     assert!(line.contains("subclusters"), "{line}");
+}
+
+/// Writes into an image as a machine would.
+fn qemu_io(image: &Path, format: &str, commands: &[String]) {
+    let mut call = Command::new("qemu-io");
+    call.args(["-f", format]);
+    for command in commands {
+        call.args(["-c", command]);
+    }
+    let output = call.arg(image).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// Clusters of all sizes over each other, with bytes, zeros and nothing in
+/// each, at odd places; every file is longer or shorter than the one below.
+#[test]
+fn a_chain_gives_the_disk_that_qemu_reads() {
+    let coppice = Coppice::new().unwrap();
+    let lowest = raw_disk(&coppice);
+    let mut chain = vec![lowest];
+    let layers =
+        [("2M", "290M", "2"), ("64k", "310M", "3"), ("512", "305M", "4"), ("4k", "320M", "5")];
+    for (number, (cluster, len, pattern)) in layers.into_iter().enumerate() {
+        let over = coppice.scratch(&format!("layer-{number}"));
+        let below = chain.last().unwrap();
+        let format = if number == 0 { "raw" } else { "qcow2" };
+        let options = format!("cluster_size={cluster}");
+        let below = below.to_str().unwrap();
+        let target = over.to_str().unwrap();
+        if !qemu_img(&[
+            "create", "-f", "qcow2", "-o", &options, "-F", format, "-b", below, target, len,
+        ]) {
+            return;
+        }
+        let step = u64::try_from(number).unwrap() * 7_000_000;
+        let at = |mib: u64| step + (mib << 20);
+        qemu_io(
+            &over,
+            "qcow2",
+            &[
+                format!("write -P {pattern} {} 3M", at(1)),
+                format!("write -P {pattern} {} 1536", at(60) + 512 * 3),
+                format!("write -z {} 2M", at(40) + 512),
+                format!("write -z {} 700k", at(2)),
+                format!("write -P {pattern} {} 512", at(290) - step - 512),
+            ],
+        );
+        chain.push(over.clone());
+        let flat = coppice.scratch("flat");
+        qemu_img(&["convert", "-O", "raw", target, flat.to_str().unwrap()]);
+        let name = format!("flat-{number}");
+        let flat = coppice.json(&["import", flat.to_str().unwrap(), "--name", &name]).unwrap();
+        let name = format!("chain-{number}");
+        let mut arguments = vec!["import", target, "--name", &name];
+        for path in chain.iter().rev().skip(1) {
+            arguments.extend(["--backing", path.to_str().unwrap()]);
+        }
+        let merged = coppice.json(&arguments).unwrap();
+        assert_eq!(merged["root"], flat["root"], "{name}");
+        assert_eq!(merged["logical_bytes"], flat["logical_bytes"], "{name}");
+    }
 }

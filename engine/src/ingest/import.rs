@@ -11,10 +11,10 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::gather::BATCH_PAGES;
-use super::qcow2::{self, Qcow2};
+use super::qcow2::{self, Chain};
 use super::{CommitOptions, ImageWriter, Progress, Session};
 use crate::catalog::{Role, SnapshotRecord};
-use crate::error::StoreError;
+use crate::error::{Qcow2Error, StoreError};
 use crate::id::{Name, Root, SnapshotId};
 use crate::tree::ImageRef;
 use crate::units::{PAGE_LEN, to_u64, to_usize};
@@ -85,7 +85,7 @@ impl Session {
     /// Reads `input` and commits it under `name`.
     pub(crate) fn import(
         mut self,
-        input: &File,
+        (input, backing): (&File, &[File]),
         name: Name,
         options: ImportOptions,
         progress: &mut dyn FnMut(Progress),
@@ -94,9 +94,12 @@ impl Session {
         // Fails before the work, not after it.
         drop(self.catalog.reserve(Some(&name))?);
         let image = match options.kind {
+            _ if !backing.is_empty() && !may_have_backing(input, &options)? => {
+                return Err(Qcow2Error::NotOver.into());
+            }
             ImportKind::Stream => self.import_stream(input, progress)?,
             ImportKind::Disk if is_qcow2(input, options.format)? => {
-                self.import_qcow2(input, progress)?
+                self.import_qcow2(input, backing, progress)?
             }
             ImportKind::Disk => self.import_image(input, progress)?,
         };
@@ -120,18 +123,31 @@ impl Session {
     }
 
     /// Reads the disk in a qcow2 file into an image; what is not allocated in
-    /// it is skipped.
+    /// it is taken from the file that it is written over, which is the first of
+    /// `backing` and may be written over the next, or skipped.
     ///
     /// # Errors
-    /// If it is not such a file, needs others, or cannot be read or written.
+    /// If it is not such a file, needs other files than those given, or cannot
+    /// be read or written.
     pub fn import_qcow2(
         &mut self,
         input: &File,
+        backing: &[File],
         progress: &mut dyn FnMut(Progress),
     ) -> Result<ImageRef, StoreError> {
-        let disk = Qcow2::open(input)?;
-        let mut writer = self.image(disk.len(), None)?;
-        disk.copy(&mut writer, progress)?;
+        let mut disk = Chain::open(input, backing)?;
+        let len = disk.len();
+        let mut writer = self.image(len, None)?;
+        let mut told = 0;
+        disk.for_each(|at, bytes| {
+            writer.write(at / to_u64(PAGE_LEN), bytes)?;
+            let done = at + to_u64(bytes.len());
+            if done - told >= to_u64(BUFFER_LEN) || done == len {
+                told = done;
+                progress(Progress { done, total: Some(len), new_bytes: writer.new_bytes() });
+            }
+            Ok(())
+        })?;
         writer.finish()
     }
 
@@ -190,6 +206,11 @@ impl Session {
     }
 }
 
+/// Only a qcow2 disk is written over other files.
+fn may_have_backing(input: &File, options: &ImportOptions) -> Result<bool, StoreError> {
+    Ok(options.kind == ImportKind::Disk && is_qcow2(input, options.format)?)
+}
+
 fn is_qcow2(input: &File, format: DiskFormat) -> Result<bool, StoreError> {
     match format {
         DiskFormat::Raw => Ok(false),
@@ -202,7 +223,7 @@ fn is_qcow2(input: &File, format: DiskFormat) -> Result<bool, StoreError> {
 }
 
 /// The length of what can be read at any offset; `None` for a stream.
-fn length_of(input: &File) -> io::Result<Option<u64>> {
+pub(super) fn length_of(input: &File) -> io::Result<Option<u64>> {
     let metadata = input.metadata()?;
     if metadata.is_file() {
         Ok(Some(metadata.len()))
@@ -265,7 +286,7 @@ fn read_pieces(input: &File, len: u64, pieces: &SyncSender<Piece>) -> io::Result
 }
 
 /// The next range with data at or behind `at`; empty at the end if none is.
-fn next_data(input: &File, at: u64, len: u64) -> io::Result<std::ops::Range<u64>> {
+pub(super) fn next_data(input: &File, at: u64, len: u64) -> io::Result<std::ops::Range<u64>> {
     let start = match rustix::fs::seek(input, SeekFrom::Data(at)) {
         Ok(start) => start,
         Err(Errno::NXIO) => return Ok(len..len),

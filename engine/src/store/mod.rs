@@ -132,7 +132,24 @@ impl Store {
         options: ImportOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<ImportReport, StoreError> {
-        self.begin()?.import(input, name, options, progress)
+        self.begin()?.import((input, &[]), name, options, progress)
+    }
+
+    /// Imports a qcow2 disk that is written over other files: the first of
+    /// `backing`, which may be written over the next, and so on.
+    ///
+    /// # Errors
+    /// As [`Store::import`]; also if there are too few or too many files, or
+    /// one twice.
+    pub fn import_over(
+        &self,
+        input: &File,
+        backing: &[File],
+        name: Name,
+        options: ImportOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<ImportReport, StoreError> {
+        self.begin()?.import((input, backing), name, options, progress)
     }
 
     /// Writes an image into a file, whose content is replaced. Holes stay

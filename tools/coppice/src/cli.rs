@@ -169,6 +169,10 @@ pub(crate) struct Import {
     /// How a disk lies in the file
     #[arg(long, value_enum, default_value_t = ImportFormat::Auto)]
     pub(crate) format: ImportFormat,
+    /// The file that a qcow2 disk is written over; once more for the file that
+    /// this one is written over, and so on
+    #[arg(long, value_name = "PATH")]
+    pub(crate) backing: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

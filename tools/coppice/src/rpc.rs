@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Both ends must agree on this number; it changes with any message.
-pub(crate) const PROTOCOL: u32 = 9;
+pub(crate) const PROTOCOL: u32 = 10;
 
 /// The first message of every connection, from the command line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -23,7 +23,8 @@ pub(crate) struct Hello {
 pub(crate) enum Request {
     /// Is anybody there?
     Ping,
-    /// One descriptor: the input.
+    /// The first descriptor is the input; the others are what a qcow2 disk is
+    /// written over.
     Import {
         name: String,
         stream: bool,

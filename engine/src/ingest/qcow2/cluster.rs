@@ -17,6 +17,17 @@ const SECTOR_LEN: u64 = 512;
 /// Compressed clusters are hardly ever shorter than this.
 const COMPRESSED_LEN_MIN: u64 = 32;
 
+/// What a file says about a cluster of the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// It has its bytes.
+    Data,
+    /// It is zeros.
+    Zero,
+    /// What the file below has, if there is one.
+    Absent,
+}
+
 /// Reads clusters and remembers which were used, so that none is used twice.
 #[derive(Debug)]
 pub(super) struct Clusters<'f> {
@@ -50,13 +61,17 @@ impl<'f> Clusters<'f> {
         read(self.file, offset, to_usize(self.header.cluster_len())).map(Some)
     }
 
-    /// Whether there is anything to read at an entry of a lower table.
-    pub(super) fn has_data(&self, entry: u64) -> bool {
-        entry & COMPRESSED != 0 || (entry & OFFSET_MASK != 0 && !self.is_zero(entry))
-    }
-
-    fn is_zero(&self, entry: u64) -> bool {
-        self.header.version >= 3 && entry & ZERO != 0
+    /// What an entry of a lower table says.
+    pub(super) fn state(&self, entry: u64) -> State {
+        if entry & COMPRESSED != 0 {
+            State::Data
+        } else if self.header.version >= 3 && entry & ZERO != 0 {
+            State::Zero
+        } else if entry & OFFSET_MASK == 0 {
+            State::Absent
+        } else {
+            State::Data
+        }
     }
 
     /// Fills `out`, which holds zeros, with a cluster.
@@ -64,7 +79,7 @@ impl<'f> Clusters<'f> {
         if entry & COMPRESSED != 0 {
             return self.read_compressed(entry, out);
         }
-        if !self.has_data(entry) {
+        if self.state(entry) != State::Data {
             return Ok(());
         }
         let offset = entry & OFFSET_MASK;

@@ -12,6 +12,7 @@
 //! All integers are big-endian.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::MAGIC;
@@ -22,6 +23,10 @@ const HEADER_LEN: usize = 112;
 const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 const L1_ENTRIES_MAX: u64 = 4 << 20;
 const BACKING_NAME_LEN_MAX: u32 = 1023;
+/// The extension that tells the format of the backing file.
+const BACKING_FORMAT: u32 = 0xe279_2aca;
+/// Extensions are looked for up to here; the name lies behind them.
+const EXTENSIONS_END_MAX: u64 = 64 << 10;
 
 const DIRTY: u64 = 1;
 const CORRUPT: u64 = 1 << 1;
@@ -69,8 +74,17 @@ impl Bytes {
     }
 }
 
+/// What an image is written over.
+#[derive(Debug)]
+pub(super) struct Over {
+    /// As the image calls it; for people.
+    pub(super) name: String,
+    /// Whether that is qcow2 itself, if the image says.
+    pub(super) is_qcow2: Option<bool>,
+}
+
 /// Reads and checks the header.
-pub(super) fn read(file: &File, file_len: u64) -> Result<Header, StoreError> {
+pub(super) fn read(file: &File, file_len: u64) -> Result<(Header, Option<Over>), StoreError> {
     let mut bytes = [0; HEADER_LEN];
     let have = to_usize(file_len.min(to_u64(HEADER_LEN)));
     let read = file.read_exact_at(&mut bytes[..have], 0);
@@ -85,7 +99,7 @@ pub(super) fn read(file: &File, file_len: u64) -> Result<Header, StoreError> {
         3 => bytes.u64(72),
         _ => return Err(Qcow2Error::Unsupported(format!("version {version}")).into()),
     };
-    refuse(file, &bytes, features)?;
+    refuse(&bytes, features)?;
     let header = Header {
         version,
         cluster_bits: bytes.u32(20),
@@ -94,14 +108,48 @@ pub(super) fn read(file: &File, file_len: u64) -> Result<Header, StoreError> {
         l1_entries: 0,
         compression: compression(&bytes, features)?,
     };
-    bounded(header, u64::from(bytes.u32(36)), file_len)
+    let header = bounded(header, u64::from(bytes.u32(36)), file_len)?;
+    if bytes.u64(8) == 0 {
+        return Ok((header, None));
+    }
+    let extensions = if version == 2 { 72 } else { bytes.u32(100) };
+    let end = header.cluster_len().min(file_len).min(EXTENSIONS_END_MAX);
+    let is_qcow2 = backing_is_qcow2(file, u64::from(extensions)..end)?;
+    Ok((header, Some(Over { name: backing_name(file, &bytes), is_qcow2 })))
 }
 
-/// Refuses what needs other files or keys, and what is not known, by name.
-fn refuse(file: &File, bytes: &Bytes, features: u64) -> Result<(), StoreError> {
-    if bytes.u64(8) != 0 {
-        return Err(Qcow2Error::Backing(backing_name(file, bytes)).into());
+/// Looks for the format of the backing file among the header's extensions:
+/// type u32, length u32, bytes padded to eight; the last has type 0.
+fn backing_is_qcow2(file: &File, place: Range<u64>) -> Result<Option<bool>, StoreError> {
+    let bytes = match place.end.checked_sub(place.start) {
+        Some(len) => super::read(file, place.start, to_usize(len))?,
+        None => return Ok(None),
+    };
+    let mut rest = &bytes[..];
+    while let Some((head, tail)) = rest.split_first_chunk::<8>() {
+        let [kind, len] = [&head[..4], &head[4..]].map(|field| {
+            u32::from_be_bytes(*field.first_chunk().expect("half of eight bytes is four"))
+        });
+        let len = to_usize(u64::from(len));
+        match (kind, tail.get(..len)) {
+            (0, _) | (_, None) => break,
+            (BACKING_FORMAT, Some(b"qcow2")) => return Ok(Some(true)),
+            (BACKING_FORMAT, Some(b"raw")) => return Ok(Some(false)),
+            (BACKING_FORMAT, Some(other)) => {
+                let name = String::from_utf8_lossy(other);
+                let name: String = name.chars().filter(|c| !c.is_control()).take(32).collect();
+                return Err(
+                    Qcow2Error::Unsupported(format!("a backing file of format `{name}`")).into()
+                );
+            }
+            (_, Some(_)) => rest = tail.get(len.next_multiple_of(8)..).unwrap_or_default(),
+        }
     }
+    Ok(None)
+}
+
+/// Refuses what needs a data file or keys, and what is not known, by name.
+fn refuse(bytes: &Bytes, features: u64) -> Result<(), StoreError> {
     let unknown = features & !(DIRTY | CORRUPT | EXTERNAL_DATA | COMPRESSION | EXTENDED_L2);
     let what = if bytes.u32(32) != 0 {
         "encryption".to_owned()

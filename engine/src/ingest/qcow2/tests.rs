@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::Qcow2;
+use super::Chain;
 use crate::io::SimDisk;
 use crate::settings::{IndexKind, Settings};
 use crate::store::Store;
+use crate::units::PAGE_LEN;
 
 const CLUSTER: usize = 512;
 
@@ -40,9 +41,9 @@ fn import(bytes: &[u8]) -> Result<(u64, u64), crate::error::StoreError> {
     let settings = Settings { index: IndexKind::Memory, ..Settings::default() };
     let store = Store::open_on(Arc::new(SimDisk::new()), &settings).expect("a store");
     let mut session = store.begin().expect("a session");
-    let disk = Qcow2::open(&file)?;
+    let mut disk = Chain::open(&file, &[])?;
     let mut writer = session.image(disk.len().min(1 << 30), None)?;
-    disk.copy(&mut writer, &mut |_| {})?;
+    disk.for_each(|at, bytes| writer.write(at / PAGE_LEN as u64, bytes))?;
     let image = writer.finish()?;
     Ok((disk.len(), image.len))
 }

@@ -23,8 +23,11 @@ pub(super) fn import(client: &Client, options: &Import, out: Output) -> Result<(
         stream: options.kind == ImportAs::Stream,
         format: options.format,
     };
+    let backing = options.backing.iter().map(|path| open_input(path));
+    let backing = backing.collect::<Result<Vec<File>>>()?;
+    let files: Vec<_> = std::iter::once(&file).chain(&backing).map(AsFd::as_fd).collect();
     let bar = Bar::new();
-    let (reply, _) = client.ask(request, &with_file(&file), &mut |step| bar.show(&step))?;
+    let (reply, _) = client.ask(request, &files, &mut |step| bar.show(&step))?;
     drop(bar);
     let Reply::Imported(done) = reply else { return unexpected(&reply) };
     out.print(&done, || {

@@ -25,15 +25,16 @@ impl Supervisor {
         &self,
         name: &str,
         (stream, format): (bool, ImportFormat),
-        input: &File,
+        files: &[File],
         caller_left: &dyn Fn() -> bool,
         report: &mut dyn FnMut(Progress),
     ) -> Result<Reply> {
+        let (input, backing) = files.split_first().context("expected a file to import")?;
         let name = self.free_name(name)?;
         let mut step = |step: coppice_engine::Progress| {
             report(Progress { new_bytes: Some(step.new_bytes), ..bytes_step("importing", step) });
         };
-        if format != ImportFormat::Qcow2 && piped::is_pipe(input)? {
+        if backing.is_empty() && format != ImportFormat::Qcow2 && piped::is_pipe(input)? {
             let done = piped::import(&self.store, input, (name, stream), caller_left, &mut step)?;
             return Ok(Reply::Imported(done));
         }
@@ -44,7 +45,7 @@ impl Supervisor {
             ImportFormat::Qcow2 => DiskFormat::Qcow2,
         };
         let options = ImportOptions { kind, format, ..ImportOptions::default() };
-        let done = self.store.import(input, name, options, &mut step)?;
+        let done = self.store.import_over(input, backing, name, options, &mut step)?;
         Ok(Reply::Imported(Imported {
             name: done.name.to_string(),
             id: done.id.to_string(),

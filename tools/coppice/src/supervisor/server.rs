@@ -141,8 +141,8 @@ pub(super) fn answer(
     let reply = match request {
         Request::Ping => Reply::Pong { pid: std::process::id(), protocol: PROTOCOL },
         Request::Import { name, stream, format } => {
-            let input = one_file(received)?;
-            supervisor.import(&name, (stream, format), &input, caller_left, report)?
+            let files: Vec<File> = received.into_iter().map(File::from).collect();
+            supervisor.import(&name, (stream, format), &files, caller_left, report)?
         }
         Request::Export { name, part, in_order } => {
             supervisor.export(&name, (part, in_order), &one_file(received)?, report)?
