@@ -5,11 +5,11 @@
 //! holds by itself:
 //!
 //! - **Nothing to see**: an empty read-only root, a network without devices,
-//!   no `/proc`; System V objects and host name of its own ([`empty_root`]).
+//!   no `/proc`; System V objects and host name of its own (`empty_root`).
 //! - **Nobody**: a user id that no other process has, no capabilities, no way
-//!   to get some ([`privileges`]).
+//!   to get some (`privileges`).
 //! - **Few system calls**: an allow list, with the reason for each
-//!   ([`filter`]). No file can be opened, no process or socket made.
+//!   (`filter`). No file can be opened, no process or socket made.
 //!
 //! The descriptors that it does hold are those of its machine: pools and
 //! packs never writable, its overlays, its log and console, its channel.
