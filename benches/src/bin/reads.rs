@@ -306,9 +306,7 @@ fn page_maps(folder: &Path, leaves: u64) -> Result<Value> {
         drop(store);
         Ok(Store::open(&dir, &settings)?)
     };
-    eprintln!("after the commit: {:?}", store.lookups()?);
     let store = again(store)?;
-    eprintln!("opened again: {:?}", store.lookups()?);
     let (first, first_gets) = timed(&store)?;
     let (second, _) = timed(&store)?;
     let hints = store.lookups()?;

@@ -65,7 +65,9 @@ impl Ledger<'_> {
             }
             let row = self.depot.index().rows(&[moved(place)])?;
             match row.into_iter().flatten().next().and_then(|row| place_from(&row)) {
-                Some(before) => place = before,
+                Some(before) if before < place => place = before,
+                // Objects move to younger packs only: these rows add up to nothing.
+                Some(_) => return Err(StoreError::Ledger),
                 None => return Ok((found, false)),
             }
         }

@@ -184,15 +184,6 @@ fn readers_of_one_frame_at_once_have_it_decoded_once() {
 fn a_store_opened_again_is_read_without_the_index() {
     let folder = tempfile::tempdir().expect("a folder");
     let open = |path: &Path| Store::open(path, &Settings::default()).expect("a store");
-    for depth in [0, 1, 20] {
-        let folder = tempfile::tempdir().expect("a folder");
-        let store = open(folder.path());
-        let made = lineage(&store, depth);
-        eprintln!("{depth} {:?}", store.lookups());
-        drop(store);
-        let store = open(folder.path());
-        eprintln!("{depth} {:?} {}", store.lookups(), made.len());
-    }
     let made = lineage(&open(folder.path()), 20);
     let store = open(folder.path());
     assert_eq!(read_all(&store, &made), 0);
