@@ -9,6 +9,7 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         bytes.extend_from_slice(&(state >> 16).to_le_bytes()[..4]);
     }
+    bytes.truncate(len);
     bytes
 }
 
@@ -41,4 +42,21 @@ fn a_store_is_looked_at_beside_its_owner_and_without_one() {
         let line = coppice.refusal(&[&["--read-only"], command].concat()).unwrap();
         assert!(line.contains("leave out --read-only"), "{line}");
     }
+    // Some bytes of it, across pages and at the end.
+    for options in [&["--read-only"][..], &[]] {
+        let read = [options, &["read", "one", "4000:5000", "0:3", "1638400:7"]].concat();
+        let output = coppice.run(&read).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let expected = [&bytes[4000..9000], &bytes[..3], &bytes[400 * 4096..]].concat();
+        assert!(output.stdout == expected);
+    }
+    // Nothing is written if one of the extents is not there.
+    for outside in ["1638400:8", "18446744073709551615:2"] {
+        let output = coppice.run(&["read", "one", "0:3", outside]).unwrap();
+        let line = String::from_utf8_lossy(&output.stderr);
+        assert!(line.contains("is not in one, which has 1638407 bytes"), "{line}");
+        assert!(!output.status.success() && output.stdout.is_empty());
+    }
+    let output = coppice.run(&["read", "one", "0-3"]).unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("OFFSET:LENGTH"));
 }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use coppice_engine::Settings;
 
-use crate::rpc::ImportFormat;
+use crate::rpc::{ImportFormat, ReadExtent};
 use crate::supervisor::{FORKS, MEMORY_MIB, VCPUS};
 
 /// Capture running Linux machines whole - memory, disks and CPU - and regrow
@@ -40,6 +41,8 @@ pub(crate) enum Command {
     Import(Import),
     /// Write an image out again, byte for byte
     Export(Export),
+    /// Write some bytes of an image to standard output
+    Read(Read),
     /// List everything in the store
     Snapshots,
     /// Show what a snapshot holds
@@ -227,6 +230,28 @@ pub(crate) struct Export {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Read {
+    /// Name or id of the snapshot
+    pub(crate) name: String,
+    /// Where from and how much, in bytes; several are written one after the
+    /// other
+    #[arg(required = true, value_name = "OFFSET:LENGTH", value_parser = extent)]
+    pub(crate) extents: Vec<ReadExtent>,
+    /// Read the guest memory of a machine snapshot
+    #[arg(long, conflicts_with = "disk")]
+    pub(crate) memory: bool,
+    /// Read this disk of a machine snapshot
+    #[arg(long, value_name = "N")]
+    pub(crate) disk: Option<u16>,
+}
+
+fn extent(text: &str) -> Result<ReadExtent, String> {
+    let number = |text: &str| text.parse().map_err(|_| format!("{text:?} is no number of bytes"));
+    let (offset, length) = text.split_once(':').ok_or("give it as OFFSET:LENGTH")?;
+    Ok(ReadExtent { offset: number(offset)?, length: number(length)? })
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Run {
     /// Continue from this snapshot instead of booting
     #[arg(conflicts_with_all = ["kernel", "disks", "memory", "cpus", "cmdline"], required_unless_present = "kernel")]
@@ -297,6 +322,9 @@ pub(crate) struct Serve {
     /// End the supervisor that runs now, and with it every machine
     #[arg(long)]
     pub(crate) stop: bool,
+    /// How hard to compress what is stored from now on
+    #[arg(long, value_name = "LEVEL", default_value_t = Settings::default().zstd_level, value_parser = clap::value_parser!(i32).range(1..=19))]
+    pub(crate) zstd_level: i32,
 }
 
 #[derive(Debug, Args)]

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Both ends must agree on this number; it changes with any message.
-pub(crate) const PROTOCOL: u32 = 10;
+pub(crate) const PROTOCOL: u32 = 11;
 
 /// The first message of every connection, from the command line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -36,6 +36,13 @@ pub(crate) enum Request {
         part: Part,
         /// Write from the first byte to the last: it need not be a file.
         in_order: bool,
+    },
+    /// Some bytes of an image. One descriptor: where they go, one part after
+    /// the other.
+    Read {
+        name: String,
+        part: Part,
+        extents: Vec<ReadExtent>,
     },
     Snapshots,
     Show {
@@ -115,6 +122,13 @@ pub(crate) enum Request {
     Pools,
     /// Ends the supervisor and every machine.
     Shutdown,
+}
+
+/// Bytes of an image to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReadExtent {
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
 }
 
 /// How a disk lies in the file to import.

@@ -7,6 +7,7 @@ pub(crate) mod exec;
 mod lineage;
 mod machines;
 mod manual;
+mod read;
 mod rebuild;
 mod store;
 
@@ -64,6 +65,7 @@ fn dispatch(client: &Client, command: Command, out: Output) -> Result<ExitCode> 
     match command {
         Command::Import(options) => store::import(client, &options, out),
         Command::Export(options) => store::export(client, &options, out),
+        Command::Read(options) => read::read(client, options),
         Command::Snapshots => store::snapshots(client, out),
         Command::Show { name, usage } => store::show(client, name, usage, out),
         Command::Diff { one, other, all } => lineage::diff(client, one, other, all, out),
@@ -146,7 +148,7 @@ fn serve(folder: PathBuf, options: &Serve) -> Result<ExitCode> {
         return stop_serving(folder);
     }
     allow_many_descriptors();
-    supervisor::serve(Paths::new(folder)?, options.background)?;
+    supervisor::serve(Paths::new(folder)?, options.background, options.zstd_level)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -234,7 +234,7 @@ fn damage_line(damage: &Damage) -> String {
     line
 }
 
-fn choose(entry: &Entry, part: Part) -> Option<ImageRef> {
+pub(super) fn choose(entry: &Entry, part: Part) -> Option<ImageRef> {
     match part {
         Part::Memory => find_image(entry, Role::Memory),
         Part::Disk(index) => find_image(entry, Role::Disk(index)),

@@ -20,6 +20,7 @@ mod machines;
 pub(crate) mod paths;
 mod piped;
 mod pools;
+mod read;
 mod server;
 mod table;
 mod usage;
@@ -78,13 +79,13 @@ pub(crate) struct Supervisor {
 }
 
 /// Serves until it is told to end, or nobody needs it.
-pub(crate) fn serve(paths: Paths, background: bool) -> Result<()> {
+pub(crate) fn serve(paths: Paths, background: bool, zstd_level: i32) -> Result<()> {
     // Keys typed for the command that started it are not meant for it.
     if background && rustix::process::setsid().is_err() {
         tracing::debug!("already the leader of a session");
     }
     // The store first: it refuses a folder that holds something else.
-    let store = open_store(&paths)?;
+    let store = open_store(&paths, zstd_level)?;
     paths
         .create()
         .with_context(|| format!("cannot make folders in {}", paths.store().display()))?;
@@ -104,10 +105,11 @@ pub(crate) fn serve(paths: Paths, background: bool) -> Result<()> {
 
 /// Opens the store. A supervisor that is just ending still has it for a
 /// moment after its socket is gone.
-fn open_store(paths: &Paths) -> Result<Store> {
+fn open_store(paths: &Paths, zstd_level: i32) -> Result<Store> {
     let begun = Instant::now();
+    let settings = Settings { zstd_level, ..Settings::default() };
     loop {
-        match Store::open(paths.store(), &Settings::default()) {
+        match Store::open(paths.store(), &settings) {
             Err(StoreError::Locked) if begun.elapsed() < LOCK_LIMIT => {
                 std::thread::sleep(Duration::from_millis(20));
             }

@@ -147,6 +147,9 @@ pub(super) fn answer(
         Request::Export { name, part, in_order } => {
             supervisor.export(&name, (part, in_order), &one_file(received)?, report)?
         }
+        Request::Read { name, part, extents } => {
+            supervisor.read(&name, part, &extents, &one_file(received)?)?
+        }
         Request::Snapshots => Reply::Snapshots(supervisor.snapshots()?),
         Request::Show { name } => Reply::Shown(Box::new(supervisor.show(&name)?)),
         Request::Tag { name, new } => supervisor.tag(&name, &new)?,

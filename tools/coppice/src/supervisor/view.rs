@@ -39,6 +39,7 @@ impl View {
     ) -> Result<Answer> {
         match request {
             Request::Export { .. }
+            | Request::Read { .. }
             | Request::Snapshots
             | Request::Show { .. }
             | Request::Diff { .. }
