@@ -65,6 +65,15 @@ enum Command {
     /// Measures Coppice beside restic, borg, casync and rustic on the same
     /// files, and prints JSON.
     BenchPeers(peers::Options),
+    /// Draws what `bench-peers` printed.
+    Plots(peers::plots::Options),
+    /// Reads blocks of a file, for `bench-peers`.
+    #[command(hide = true)]
+    ReadBlocks {
+        file: std::path::PathBuf,
+        #[arg(required = true)]
+        extents: Vec<String>,
+    },
     /// Makes the guest's kernel and root disk, and prints where they are.
     Guest(GuestOptions),
     /// Checks the rules that no compiler checks: layers, safety comments, links.
@@ -97,6 +106,10 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<ExitCode> {
+    if let Command::ReadBlocks { file, extents } = &command {
+        peers::blocks::read(file, extents)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let checkout = Checkout::find()?;
     match command {
         Command::Setup => setup::run()?,
@@ -111,6 +124,8 @@ fn run(command: Command) -> Result<ExitCode> {
             setup::run()?;
             peers::run(&checkout, &options)?;
         }
+        Command::Plots(options) => peers::plots::run(&checkout, &options)?,
+        Command::ReadBlocks { .. } => unreachable!("it was read above"),
         Command::Guest(options) => make_guest(&checkout, &options)?,
         Command::Tidy => tidy::run(&checkout)?,
         Command::Ci => ci::run(&checkout)?,

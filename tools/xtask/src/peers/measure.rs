@@ -5,13 +5,13 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::program::Program;
 use crate::process::run_logged;
 
 /// What an operation took.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Figures {
     pub(super) wall_seconds: f64,
     /// User and system, of all processes.
@@ -23,6 +23,16 @@ pub(super) struct Figures {
 /// Runs a script in the folder with a cold page cache.
 pub(super) fn measure(program: &Program, what: &str, work: &Path, script: &str) -> Result<Figures> {
     drop_page_cache();
+    measure_warm(program, what, work, script)
+}
+
+/// Runs a script in the folder with whatever the page cache has.
+pub(super) fn measure_warm(
+    program: &Program,
+    what: &str,
+    work: &Path,
+    script: &str,
+) -> Result<Figures> {
     let figures = work.join("figures");
     let mut command = Command::new("/usr/bin/time");
     command

@@ -5,19 +5,22 @@
 //! seconds and the largest process count alike for all; the page cache is
 //! dropped before each. What was extracted is compared with what went in.
 
+pub(crate) mod blocks;
 mod corpus;
 mod measure;
+pub(crate) mod plots;
 mod program;
 mod table;
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::checkout::Checkout;
 use corpus::Corpus;
-use measure::{Figures, measure, stored_bytes};
+use measure::{Figures, measure, measure_warm, stored_bytes};
 use program::Program;
 
 /// What to compare, and on what.
@@ -34,6 +37,10 @@ pub(crate) struct Options {
         default_value = "coppice,restic,borg,casync,rustic"
     )]
     programs: Vec<String>,
+    /// Compress at this zstd level, as far as a program can be told [default:
+    /// 1; restic and casync know only 3]
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u8).range(1..=19))]
+    zstd_level: Option<u8>,
     /// Where the stores are made [default: a folder beside the cache]
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
@@ -43,7 +50,7 @@ pub(crate) struct Options {
 }
 
 /// All that was measured.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Report {
     corpus_files: usize,
     /// Lengths of all files.
@@ -55,7 +62,7 @@ struct Report {
 }
 
 /// What one program did.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Outcome {
     program: String,
     version: String,
@@ -68,6 +75,15 @@ struct Outcome {
     ingest_again: Figures,
     /// All out again.
     extract: Figures,
+    /// And once more, with what the page cache has from before.
+    extract_again: Figures,
+    /// Blocks of 4 KiB read at random.
+    blocks_read: usize,
+    /// What that took, with what it takes to begin and to end; none if the
+    /// program cannot.
+    read: Option<Figures>,
+    /// The same blocks once more, with what the page cache has.
+    read_again: Option<Figures>,
     stored_bytes_first: u64,
     stored_bytes: u64,
     /// Every second file removed, and its space given back.
@@ -85,7 +101,7 @@ pub(crate) fn run(checkout: &Checkout, options: &Options) -> Result<()> {
         Some(folder) => folder.clone(),
         None => crate::cache::folder()?.join("bench-peers"),
     };
-    let programs = program::find(checkout, &options.programs)?;
+    let programs = program::find(checkout, &options.programs, options.zstd_level)?;
     let mut report = Report {
         corpus_files: corpus.files.len(),
         logical_bytes: corpus.logical_bytes,
@@ -112,7 +128,7 @@ pub(crate) fn run(checkout: &Checkout, options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn compare(program: &Program, corpus: &Corpus, work: &std::path::Path) -> Result<Outcome> {
+fn compare(program: &Program, corpus: &Corpus, work: &Path) -> Result<Outcome> {
     let store = work.join("store");
     let out = work.join("out");
     std::fs::create_dir(&out)?;
@@ -130,19 +146,45 @@ fn compare(program: &Program, corpus: &Corpus, work: &std::path::Path) -> Result
     for file in &corpus.files {
         ensure!(corpus::same(file, &program.extracted(&out, file))?, "{} differs", file.display());
     }
+    std::fs::remove_dir_all(&out)?;
+    std::fs::create_dir(&out)?;
+    let extract_again = measure_warm(program, "extracting again", work, &program.extract(&all))?;
+    let drawn = blocks::draw(&corpus.files)?;
+    let (read, read_again) = read_blocks(program, work, &drawn)?;
     let half: Vec<&PathBuf> = corpus.files.iter().step_by(2).collect();
     let delete = step("removing every second file", program.delete(&half))?;
     Ok(Outcome {
         program: program.name.clone(),
         version: program.version.clone(),
-        compression: program.compression.to_owned(),
+        compression: program.compression.clone(),
         ingest_first,
         ingest_rest,
         ingest_again,
         extract,
+        extract_again,
+        blocks_read: drawn.values().map(Vec::len).sum(),
+        read,
+        read_again,
         stored_bytes_first,
         stored_bytes: stored,
         delete,
         stored_bytes_after_delete: stored_bytes(&store)?,
     })
+}
+
+/// Reads the drawn blocks, cold and once more, and compares them.
+fn read_blocks(
+    program: &Program,
+    work: &Path,
+    drawn: &BTreeMap<PathBuf, Vec<u64>>,
+) -> Result<(Option<Figures>, Option<Figures>)> {
+    let Some(script) = program.read(drawn) else { return Ok((None, None)) };
+    let expected = blocks::contents(drawn)?;
+    let checked = |figures: Figures| {
+        ensure!(std::fs::read(work.join("blocks"))? == expected, "other blocks were read");
+        Ok(Some(figures))
+    };
+    let cold = checked(measure(program, "reading blocks", work, &script)?)?;
+    let warm = checked(measure_warm(program, "reading blocks again", work, &script)?)?;
+    Ok((cold, warm))
 }

@@ -1,11 +1,13 @@
 //! The programs that are compared, as shell commands. Every store is the
 //! folder `store`, and everything is extracted into `out`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, bail};
 
+use super::blocks::BLOCK;
 use crate::checkout::Checkout;
 use crate::process::{first_line, in_path};
 
@@ -16,36 +18,76 @@ pub(super) struct Program {
     pub(super) name: String,
     pub(super) version: String,
     /// Which compression it was told to use.
-    pub(super) compression: &'static str,
+    pub(super) compression: String,
     pub(super) environment: Vec<(String, String)>,
     pub(super) init: String,
-    before: &'static str,
+    before: String,
     after: &'static str,
-    ingest: &'static str,
+    ingest: String,
     extract: &'static str,
     delete: &'static str,
     collect: &'static str,
     /// Whether it makes the whole path of a file below `out`.
     whole_path: bool,
+    read: Read,
 }
+
+/// How blocks of a file are read without extracting it. `{blocks}` stands for
+/// `OFFSET:LENGTH` of each, `{ranges}` for `FIRST-LAST,`.
+#[derive(Debug)]
+struct Read {
+    /// Before all files, and behind them.
+    begin: &'static str,
+    /// Of one file, to standard output; empty if the program cannot.
+    each: &'static str,
+    end: &'static str,
+}
+
+/// casync gives a device of a single file by NBD only, and mounts only trees.
+const CANNOT_READ: Read = Read { begin: "", each: "", end: "" };
 
 impl Program {
     fn script(&self, each: &str, prefix: &str, files: &[&PathBuf], last: &str) -> String {
         let mut script = format!("{}\n", self.before);
         for file in files {
-            let base = base(file);
-            let line = each
-                .replace("{name}", &format!("{prefix}{}", base.replace('.', "-")))
-                .replace("{file}", &file.display().to_string())
-                .replace("{base}", &base);
-            script.push_str(&line);
+            script.push_str(&self.script_line(each, prefix, file));
             script.push('\n');
         }
         script + last + "\n" + self.after
     }
 
+    fn script_line(&self, each: &str, prefix: &str, file: &Path) -> String {
+        let base = base(file);
+        each.replace("{name}", &format!("{prefix}{}", base.replace('.', "-")))
+            .replace("{file}", &file.display().to_string())
+            .replace("{base}", &base)
+    }
+
     pub(super) fn ingest(&self, prefix: &str, files: &[&PathBuf]) -> String {
-        self.script(self.ingest, prefix, files, "")
+        self.script(&self.ingest, prefix, files, "")
+    }
+
+    /// Reads blocks of all files into the file `blocks`; `None` if it cannot.
+    pub(super) fn read(&self, drawn: &BTreeMap<PathBuf, Vec<u64>>) -> Option<String> {
+        if self.read.each.is_empty() {
+            return None;
+        }
+        let mut script = format!("{}\n{}\n{{\n", self.before, self.read.begin);
+        for (file, offsets) in drawn {
+            let blocks: Vec<String> = offsets.iter().map(|at| format!("{at}:{BLOCK}")).collect();
+            let curl = |at: &u64| {
+                format!(
+                    "url = \"$URL\"\nrange = {at}-{}\nheader = \"Connection: close\"\noutput = -",
+                    at + BLOCK - 1
+                )
+            };
+            let curl: Vec<String> = offsets.iter().map(curl).collect();
+            let line = self.script_line(self.read.each, "", file);
+            let line = line.replace("{blocks}", &blocks.join(" "));
+            script.push_str(&line.replace("{curl}", &curl.join("\nnext\n")));
+            script.push('\n');
+        }
+        Some(format!("{script}}} > blocks\n{}\n{}", self.read.end, self.after))
     }
 
     pub(super) fn extract(&self, files: &[&PathBuf]) -> String {
@@ -73,26 +115,44 @@ fn base(file: &Path) -> String {
 }
 
 /// Debian's packages of the programs, and of what measures them.
-const PACKAGES: [&str; 4] = ["time", "restic", "borgbackup", "casync"];
+const PACKAGES: [&str; 6] = ["time", "restic", "borgbackup", "casync", "fuse", "curl"];
 
 /// The wanted programs that this machine has or can get.
-pub(super) fn find(checkout: &Checkout, names: &[String]) -> Result<Vec<Program>> {
+pub(super) fn find(
+    checkout: &Checkout,
+    names: &[String],
+    level: Option<u8>,
+) -> Result<Vec<Program>> {
+    if level.is_some_and(|level| level != ONLY_LEVEL) {
+        eprintln!(
+            "xtask: restic and casync compress at zstd level {ONLY_LEVEL}, whatever they are told"
+        );
+    }
+    let level = level.unwrap_or(1);
     crate::setup::install(&PACKAGES)?;
     let mut programs = Vec::new();
     for name in names {
         match name.as_str() {
-            "coppice" => programs.push(coppice(&crate::story::build_binary(checkout)?)?),
+            "coppice" => programs.push(coppice(&crate::story::build_binary(checkout)?, level)?),
             "restic" => programs.push(restic()?),
-            "borg" => programs.push(borg()?),
+            "borg" => programs.push(borg(level)?),
             "casync" => programs.push(casync()?),
             "rustic" if in_path("rustic").is_none() => {
                 eprintln!("xtask: rustic is left out: `cargo install rustic-rs` brings it");
             }
-            "rustic" => programs.push(rustic()?),
+            "rustic" => programs.push(rustic(level)?),
             other => bail!("{other} is none of coppice, restic, borg, casync, rustic"),
         }
     }
     Ok(programs)
+}
+
+/// What restic's "auto" and casync's default mean; neither can be told another.
+const ONLY_LEVEL: u8 = 3;
+
+/// This program, which reads blocks of what others have mounted.
+fn own_program() -> Result<String> {
+    Ok(std::env::current_exe()?.display().to_string())
 }
 
 fn version(program: &str, argument: &str) -> Result<String> {
@@ -104,21 +164,24 @@ fn environment(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 /// Its service is part of what is measured, from start to end.
-fn coppice(binary: &Path) -> Result<Program> {
+fn coppice(binary: &Path, level: u8) -> Result<Program> {
     let program = binary.display().to_string();
     Ok(Program {
         name: "coppice".to_owned(),
         version: version(&program, "--version")?,
-        compression: "zstd 1",
+        compression: format!("zstd {level}"),
         environment: environment(&[("COPPICE", &program), ("COPPICE_HOME", "store")]),
         init: "\"$COPPICE\" stats; \"$COPPICE\" serve --stop".to_owned(),
-        before: "\"$COPPICE\" serve & until [ -S store/run/supervisor.sock ]; do sleep 0.01; done",
+        before: format!(
+            "\"$COPPICE\" serve --zstd-level {level} & until [ -S store/run/supervisor.sock ]; do sleep 0.01; done"
+        ),
         after: "\"$COPPICE\" serve --stop; wait",
-        ingest: "\"$COPPICE\" import '{file}' --name {name}",
+        ingest: "\"$COPPICE\" import '{file}' --name {name}".to_owned(),
         extract: "\"$COPPICE\" export {name} 'out/{base}'",
         delete: "\"$COPPICE\" rmi {name}",
         collect: "\"$COPPICE\" gc",
         whole_path: false,
+        read: Read { begin: "", each: "\"$COPPICE\" read {name} {blocks}", end: "" },
     })
 }
 
@@ -126,41 +189,55 @@ fn restic() -> Result<Program> {
     Ok(Program {
         name: "restic".to_owned(),
         version: version("restic", "version")?,
-        compression: "auto (zstd, its default level)",
+        compression: format!("auto (zstd {ONLY_LEVEL})"),
         environment: environment(&[
             ("RESTIC_PASSWORD", "x"),
             ("RESTIC_REPOSITORY", "store"),
             ("RESTIC_CACHE_DIR", "cache"),
+            ("XTASK", &own_program()?),
         ]),
         init: "restic init --repository-version 2".to_owned(),
-        before: "",
+        before: String::new(),
         after: "",
-        ingest: "restic backup --quiet --compression auto --force --tag {name} '{file}'",
+        ingest: "restic backup --quiet --compression auto --force --tag {name} '{file}'".to_owned(),
         extract: "restic restore latest --quiet --tag {name} --target out",
         delete: "restic forget --quiet $(restic snapshots --tag {name} --json | grep -o '\"short_id\":\"[0-9a-f]*' | cut -d'\"' -f4)",
         collect: "restic prune --quiet --max-unused 25%",
         whole_path: true,
+        read: Read {
+            begin: "mkdir -p mount; restic mount mount > /dev/null & until mountpoint -q mount; do sleep 0.01; done",
+            each: "\"$XTASK\" read-blocks \"mount/tags/{name}/latest{file}\" {blocks}",
+            end: "fusermount -u mount; wait",
+        },
     })
 }
 
-fn borg() -> Result<Program> {
+fn borg(level: u8) -> Result<Program> {
     Ok(Program {
         name: "borg".to_owned(),
         version: version("borg", "--version")?,
-        compression: "zstd 1",
+        compression: format!("zstd {level}"),
         environment: environment(&[
+            ("XTASK", &own_program()?),
             ("BORG_BASE_DIR", "base"),
             ("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", "yes"),
             ("BORG_DELETE_I_KNOW_WHAT_I_AM_DOING", "YES"),
         ]),
         init: "borg init -e none store".to_owned(),
-        before: "",
+        before: String::new(),
         after: "",
-        ingest: "borg create --compression zstd,1 --files-cache disabled store::{name} '{file}'",
+        ingest: format!(
+            "borg create --compression zstd,{level} --files-cache disabled store::{{name}} '{{file}}'"
+        ),
         extract: "(cd out && BORG_BASE_DIR=../base borg extract --sparse ../store::{name})",
         delete: "borg delete store::{name}",
         collect: "borg compact store",
         whole_path: true,
+        read: Read {
+            begin: "mkdir -p mount; borg mount -f store mount & until mountpoint -q mount; do sleep 0.01; done",
+            each: "\"$XTASK\" read-blocks \"mount/{name}{file}\" {blocks}",
+            end: "fusermount -u mount; wait",
+        },
     })
 }
 
@@ -168,37 +245,46 @@ fn casync() -> Result<Program> {
     Ok(Program {
         name: "casync".to_owned(),
         version: version("casync", "--version")?,
-        compression: "zstd, its default level",
+        compression: format!("zstd {ONLY_LEVEL}"),
         environment: Vec::new(),
         init: "mkdir -p store".to_owned(),
-        before: "",
+        before: String::new(),
         after: "",
-        ingest: "casync make --compression=zstd --store=store/chunks.castr store/{name}.caibx '{file}' > /dev/null",
+        ingest: "casync make --compression=zstd --store=store/chunks.castr store/{name}.caibx '{file}' > /dev/null".to_owned(),
         extract: "casync extract --store=store/chunks.castr store/{name}.caibx 'out/{base}'",
         delete: "rm store/{name}.caibx",
         collect: "casync gc --store=store/chunks.castr store/*.caibx",
         whole_path: false,
+        read: CANNOT_READ,
     })
 }
 
-fn rustic() -> Result<Program> {
+fn rustic(level: u8) -> Result<Program> {
     Ok(Program {
         name: "rustic".to_owned(),
         version: version("rustic", "--version")?,
-        compression: "zstd 1",
+        compression: format!("zstd {level}"),
         environment: environment(&[
             ("RUSTIC_PASSWORD", "x"),
             ("RUSTIC_REPOSITORY", "store"),
             ("RUSTIC_CACHE_DIR", "cache"),
             ("RUSTIC_NO_PROGRESS", "true"),
         ]),
-        init: "rustic init --set-compression 1".to_owned(),
-        before: "",
+        init: format!("rustic init --set-compression {level}"),
+        before: String::new(),
         after: "",
-        ingest: "rustic backup --force --tag {name} '{file}'",
+        ingest: "rustic backup --force --tag {name} '{file}'".to_owned(),
         extract: "rustic restore --filter-tags {name} 'latest:{file}' 'out/{base}'",
         delete: "rustic forget --filter-tags {name} --keep-none",
         collect: "rustic prune --instant-delete --max-unused 25%",
         whole_path: false,
+        // It mounts nothing, but serves files; one `curl` asks for all blocks of one. On a
+        // connection that is kept, each answer waits 43 ms for a delayed acknowledgement, which
+        // says nothing of rustic: each block gets a connection of its own (0.7 ms).
+        read: Read {
+            begin: "rustic webdav --address 127.0.0.1:28123 --path-template '{tags}' & server=$!; until curl -s -o /dev/null http://127.0.0.1:28123/; do sleep 0.01; done",
+            each: "URL=\"http://127.0.0.1:28123/{name}{file}\"; curl -s --fail -K - <<END\n{curl}\nEND",
+            end: "kill $server; wait $server || true",
+        },
     })
 }

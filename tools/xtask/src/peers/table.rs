@@ -5,12 +5,15 @@ use super::{Outcome, Report};
 
 type Row = (&'static str, fn(&Outcome) -> String);
 
-const ROWS: [Row; 9] = [
+const ROWS: [Row; 12] = [
     ("compression", |one| one.compression.clone()),
     ("first file: wall / CPU s", |one| seconds(&one.ingest_first)),
     ("the others: wall / CPU s", |one| seconds(&one.ingest_rest)),
     ("all again: wall / CPU s", |one| seconds(&one.ingest_again)),
     ("extract all: wall / CPU s", |one| seconds(&one.extract)),
+    ("extract all again, warm", |one| seconds(&one.extract_again)),
+    ("read blocks at random, cold", |one| maybe(one.read.as_ref())),
+    ("read them again, warm", |one| maybe(one.read_again.as_ref())),
     ("delete half, collect: wall / CPU s", |one| seconds(&one.delete)),
     ("stored, first file", |one| mib(one.stored_bytes_first)),
     ("stored, all", |one| mib(one.stored_bytes)),
@@ -29,10 +32,15 @@ pub(super) fn table(report: &Report) -> String {
     text.push_str("\n| largest process |");
     for one in &report.programs {
         let peaks = [&one.ingest_first, &one.ingest_rest, &one.ingest_again, &one.extract];
-        let peak = peaks.map(|figures| figures.peak_memory_kib).into_iter().max().unwrap_or(0);
+        let peaks = peaks.into_iter().chain([&one.delete]).chain(one.read.as_ref());
+        let peak = peaks.map(|figures| figures.peak_memory_kib).max().unwrap_or(0);
         text.push_str(&format!(" {} |", mib(peak << 10)));
     }
     text
+}
+
+fn maybe(figures: Option<&Figures>) -> String {
+    figures.map_or_else(|| "cannot".to_owned(), seconds)
 }
 
 fn seconds(figures: &Figures) -> String {
