@@ -27,6 +27,9 @@ pub(crate) const HEADER_LEN: usize = 80;
 /// Begins every frame.
 pub(crate) const MAGIC: [u8; 4] = *b"CPF1";
 
+/// No frame holds more objects than its row in the frame table can say.
+const OBJECTS_MAX: u16 = u16::MAX;
+
 const CHECKED_LEN: usize = 64;
 const CONTEXT: &str = "coppice 2026-11 frame checksum v1";
 const CODEC_RAW: u8 = 0;
@@ -210,7 +213,8 @@ impl FrameHeader {
         let limit = to_u64(FRAME_PLAIN_LEN_MAX);
         bound("frame plain length", u64::from(self.plain_len), limit)?;
         bound("frame stored length", u64::from(self.stored_len), u64::from(self.plain_len))?;
-        bound("frame objects", u64::from(self.count), u64::from(self.plain_len))?;
+        let objects_max = u64::from(self.plain_len).min(u64::from(OBJECTS_MAX));
+        bound("frame objects", u64::from(self.count), objects_max)?;
         let page_len = to_u32(PAGE_LEN);
         match (self.codec, self.kind) {
             (CODEC_RAW, _) if self.stored_len != self.plain_len => {
@@ -284,6 +288,16 @@ mod tests {
             assert_eq!(frame.page(0), plain.first_chunk());
             assert_eq!(frame.page(to_u32(count)), None);
         }
+    }
+
+    #[test]
+    fn a_frame_of_more_objects_than_a_table_can_say_is_refused() {
+        let objects = |count: usize| {
+            let encoded = encode(FrameKind::Objects, &vec![0; 8 * count], vec![key(); count], 1);
+            decode(&encoded.bytes).map(|frame| frame.count)
+        };
+        assert_eq!(objects(65_535), Ok(65_535));
+        assert!(matches!(objects(65_536), Err(FormatError::TooLong { limit: 65_535, .. })));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::chunk::{Page, chunk_ids};
 use crate::error::{FormatError, StoreError};
 use crate::id::{ChunkId, EventId, ObjectKey, PackId, Root, SnapshotId};
 use crate::io::DiskFile;
-use crate::units::{PACK_LEN_MAX, PAGE_LEN, to_u64, to_usize};
+use crate::units::{PACK_ENTRIES_MAX, PACK_LEN_MAX, PAGE_LEN, to_u64, to_usize};
 
 /// The tables of a pack, and how they were had.
 #[derive(Debug)]
@@ -30,7 +30,8 @@ pub(crate) fn list(file: &dyn DiskFile, pack: PackId) -> Result<Listing, StoreEr
             Ok(Listing { directory, content_hash: Some(footer.content_hash), damage: None })
         }
         Err(StoreError::Damaged { source, .. }) => {
-            let directory = walk(file, len).map_err(StoreError::io("read", &path))?;
+            let (directory, end) = walk(file, len, to_usize(u64::from(PACK_ENTRIES_MAX)));
+            end.map_err(StoreError::io("read", &path))?;
             Ok(Listing { directory, content_hash: None, damage: Some(source) })
         }
         Err(error) => Err(error),
@@ -67,17 +68,31 @@ fn read_tables(
     }
 }
 
-/// Every sound frame from the start up to the first gap that is none. Damaged
-/// frames whose headers still make sense are stepped over.
-fn walk(file: &dyn DiskFile, len: u64) -> std::io::Result<Directory> {
+/// The frames of a pack whose tables cannot be read, as far as it can be read
+/// itself.
+pub(crate) fn walk_readable(file: &dyn DiskFile) -> Directory {
+    let len = file.length().unwrap_or(PACK_LEN_MAX);
+    walk(file, len, to_usize(u64::from(PACK_ENTRIES_MAX))).0
+}
+
+/// Every sound frame from the start up to the first gap that is none, or to
+/// what cannot be read. Damaged frames whose headers still make sense are
+/// stepped over. No more objects are taken in than a pack may have.
+fn walk(file: &dyn DiskFile, len: u64, objects_max: usize) -> (Directory, std::io::Result<()>) {
     let mut directory = Directory::empty();
     loop {
         let offset = directory.content_len;
-        let Some(bytes) = read_frame_bytes(file, offset, len)? else { return Ok(directory) };
+        let bytes = match read_frame_bytes(file, offset, len.min(PACK_LEN_MAX)) {
+            Ok(Some(bytes)) => bytes,
+            end => return (directory, end.map(drop)),
+        };
         let found = frame::decode(&bytes)
             .and_then(|frame| Ok((frame.kind, keys_of(&frame)?, frame.lens()?)));
         let frame_len = crate::units::to_u32(bytes.len());
         match found {
+            Ok((_, keys, _)) if directory.keys.len() + keys.len() > objects_max => {
+                return (directory, Ok(()));
+            }
             Ok((kind, keys, lens)) => directory.push(kind, frame_len, &keys, &lens),
             Err(_) => directory.push(FrameKind::Objects, frame_len, &[], &[]),
         }
@@ -157,4 +172,31 @@ fn key_of(object: &Object<'_>) -> Result<ObjectKey, FormatError> {
         ObjectKind::Snapshot => SnapshotId::of(object.bytes).key(),
         ObjectKind::Event => EventId::of(object.bytes).key(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::{Disk, SimDisk};
+    use crate::units::to_u32;
+
+    #[test]
+    fn frames_are_walked_up_to_the_limit_of_a_pack() {
+        let disk = SimDisk::new();
+        let file = disk.create("pack").expect("a file");
+        file.write_all_at(0, &pack_header()).expect("a write");
+        let mut len = to_u64(PACK_HEADER_LEN);
+        for byte in 0..10_u8 {
+            let plain = vec![byte + 1; 3 * PAGE_LEN];
+            let keys = vec![ObjectKey([byte; ObjectKey::LEN]); 3];
+            let frame = frame::encode(FrameKind::Pages, &plain, keys, 1);
+            file.write_all_at(len, &frame.bytes).expect("a write");
+            len += to_u64(frame.bytes.len());
+        }
+        for (limit, objects) in [(100, 30), (30, 30), (29, 27), (2, 0)] {
+            let (directory, end) = walk(&*file, len, limit);
+            assert!(end.is_ok());
+            assert_eq!(to_u32(directory.keys.len()), objects);
+        }
+    }
 }
