@@ -37,7 +37,13 @@ pub(super) fn check_pack(
     if let Err(error) = scan::check_header(&*file, pack) {
         findings.bad_pack(pack, Some(0), error.to_string());
     }
-    let listing = scan::list(&*file, pack)?;
+    let listing = match scan::list(&*file, pack) {
+        Ok(listing) => listing,
+        Err(error) => {
+            findings.bad_pack(pack, None, with_cause(&error));
+            return Ok(());
+        }
+    };
     if let Some(damage) = listing.damage {
         let problem = format!("the tables of the pack are damaged: {damage}");
         findings.bad_pack(pack, Some(listing.directory.content_len), problem);

@@ -84,12 +84,19 @@ fn put_aside(
 }
 
 /// Copies sound frames; returns how many objects are in them, and how many
-/// frames are not sound.
+/// frames are not sound. Of a pack whose tables cannot even be read, the
+/// frames are walked as far as they can be.
 fn salvage(depot: &Depot, pack: PackId, writer: &mut PackWriter) -> Result<(u64, u64), StoreError> {
     let file = depot.file(pack)?;
-    let listing = scan::list(&*file, pack)?;
+    let directory = match scan::list(&*file, pack) {
+        Ok(listing) => listing.directory,
+        Err(error) => {
+            tracing::warn!(%pack, %error, "the tables of a pack cannot be read");
+            scan::walk_readable(&*file)
+        }
+    };
     let (mut objects, mut lost) = (0, 0);
-    for span in &listing.directory.frames {
+    for span in &directory.frames {
         let bytes = file.read_at(span.offset, to_usize(u64::from(span.len)));
         let sound = bytes.ok().and_then(|bytes| {
             let plain = frame::decode(&bytes).ok()?;

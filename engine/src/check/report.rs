@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use serde::Serialize;
 
 use crate::depot::Depot;
-use crate::error::StoreError;
+use crate::error::{ErrorKind, StoreError};
 use crate::id::{ChunkId, ObjectKey, PackId};
 use crate::pack::FrameKind;
 
@@ -177,7 +177,12 @@ fn still_there(
     for key in keys {
         let place = depot.place(*key)?.filter(|place| place.pack == pack);
         let Some(place) = place else { continue };
-        if depot.location(place)?.is_some_and(|location| location.span.offset == offset) {
+        // Where the tables cannot be read, it is not known to be elsewhere.
+        let location = match depot.location(place) {
+            Err(error) if error.kind() == ErrorKind::Internal => return Err(error),
+            location => location.ok().flatten(),
+        };
+        if location.is_none_or(|location| location.span.offset == offset) {
             there.push(*key);
         }
     }

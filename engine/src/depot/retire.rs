@@ -2,7 +2,7 @@
 //! go. A power cut between the two leaves a pack without a mark, which is
 //! published again at the next opening and collected again by a later run.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use super::Depot;
@@ -30,8 +30,12 @@ pub(crate) enum Disposal {
 /// Who gets the objects of dying packs.
 struct Heirs {
     places: HashMap<ObjectKey, Option<Place>>,
+    /// The objects that the index finds in each pack, where its tables do not
+    /// tell them because they are damaged.
+    found: BTreeMap<PackId, Vec<ObjectKey>>,
     /// Packs that were asked.
     looked: BTreeSet<PackId>,
+    disposal: Disposal,
 }
 
 impl Depot {
@@ -49,7 +53,7 @@ impl Depot {
             let mut keys = 0;
             let start = at;
             while at < packs.len() && (at == start || keys < KEYS_MAX) {
-                keys += self.directory(packs[at])?.keys.len();
+                keys += self.keys_of_dying(packs[at], disposal)?.len();
                 at += 1;
             }
             self.retire_group(&packs[start..at], disposal, retired)?;
@@ -69,7 +73,7 @@ impl Depot {
         }
         let dying: BTreeSet<PackId> = packs.iter().copied().collect();
         let copies = Copies::of(&*self.index, &dying)?;
-        let mut heirs = self.heirs(&dying, copies.as_ref())?;
+        let mut heirs = self.heirs(&dying, copies.as_ref(), disposal)?;
         for pack in packs {
             let len = self.forget_pack(*pack, &dying, &mut heirs)?;
             self.dispose(*pack, disposal)?;
@@ -116,10 +120,18 @@ impl Depot {
         &self,
         dying: &BTreeSet<PackId>,
         copies: Option<&Copies>,
+        disposal: Disposal,
     ) -> Result<Heirs, StoreError> {
-        let mut heirs = Heirs { places: HashMap::new(), looked: BTreeSet::new() };
+        let found = match disposal {
+            Disposal::Remove => BTreeMap::new(),
+            Disposal::Quarantine => self.found_in(dying)?,
+        };
+        let (places, looked) = (HashMap::new(), BTreeSet::new());
+        let mut heirs = Heirs { places, found, looked, disposal };
         for pack in dying {
-            heirs.places.extend(self.directory(*pack)?.keys.iter().map(|key| (*key, None)));
+            let listed = self.keys_of_dying(*pack, disposal)?;
+            let keys = listed.iter().chain(heirs.found.get(pack).into_iter().flatten());
+            heirs.places.extend(keys.map(|key| (*key, None)));
         }
         let kept = self.packs().into_iter().map(|(pack, _)| pack);
         for pack in kept.filter(|pack| copies.is_none_or(|copies| copies.older.contains(pack))) {
@@ -138,7 +150,12 @@ impl Depot {
         if dying.contains(&pack) || !heirs.looked.insert(pack) {
             return Ok(());
         }
-        for (key, entry) in self.directory(pack)?.keys.iter().zip(0..) {
+        let directory = match self.directory(pack) {
+            // It is damaged too: what it has is found by repairing it.
+            Err(_) if heirs.disposal == Disposal::Quarantine => return Ok(()),
+            directory => directory?,
+        };
+        for (key, entry) in directory.keys.iter().zip(0..) {
             if let Some(heir) = heirs.places.get_mut(key) {
                 let place = Place { pack, entry: EntryNo(entry) };
                 *heir = Some(heir.map_or(place, |other| other.max(place)));
@@ -154,7 +171,11 @@ impl Depot {
         dying: &BTreeSet<PackId>,
         heirs: &mut Heirs,
     ) -> Result<u64, StoreError> {
-        let directory = self.directory(pack)?;
+        let listed = self.keys_of_dying(pack, heirs.disposal)?;
+        let mut keys: Vec<ObjectKey> = heirs.found.remove(&pack).unwrap_or_default();
+        keys.extend(&listed);
+        keys.sort_unstable();
+        keys.dedup();
         let publishing = lock(&self.publishing);
         self.check_fence()?;
         // An older pack with a copy may have been published just now.
@@ -165,9 +186,8 @@ impl Depot {
                 }
             }
         }
-        let places = self.index.get_many(&directory.keys)?;
-        let moves: Vec<(ObjectKey, Option<Place>)> = directory
-            .keys
+        let places = self.index.get_many(&keys)?;
+        let moves: Vec<(ObjectKey, Option<Place>)> = keys
             .iter()
             .zip(places)
             .filter(|(_, place)| place.is_some_and(|place| place.pack == pack))
@@ -177,10 +197,45 @@ impl Depot {
         let summary = lock(&self.packs).remove(&pack);
         self.retirements.fetch_add(1, Ordering::AcqRel);
         drop(publishing);
-        self.forget_hints_of(&directory, &moves);
+        match self.directory(pack) {
+            Ok(directory) if heirs.disposal == Disposal::Remove => {
+                self.forget_hints_of(&directory, &moves);
+            }
+            // Whose keys are those of nodes is not known.
+            _ => self.forget_all_hints()?,
+        }
         lock(&self.files).remove(&pack);
         lock(&self.directories).remove(&pack);
         Ok(summary.map_or(0, |summary| summary.file_len))
+    }
+
+    /// The objects that the tables of a dying pack tell. One that is put aside
+    /// may have none that can be read.
+    fn keys_of_dying(
+        &self,
+        pack: PackId,
+        disposal: Disposal,
+    ) -> Result<Vec<ObjectKey>, StoreError> {
+        match self.directory(pack) {
+            Err(_) if disposal == Disposal::Quarantine => Ok(Vec::new()),
+            directory => Ok(directory?.keys.clone()),
+        }
+    }
+
+    /// The objects that the index finds in these packs, whatever their tables
+    /// say: one visit of all its entries.
+    fn found_in(
+        &self,
+        packs: &BTreeSet<PackId>,
+    ) -> Result<BTreeMap<PackId, Vec<ObjectKey>>, StoreError> {
+        let mut found: BTreeMap<PackId, Vec<ObjectKey>> = BTreeMap::new();
+        self.index.for_each(&mut |key, place| {
+            if packs.contains(&place.pack) {
+                found.entry(place.pack).or_default().push(key);
+            }
+            Ok(())
+        })?;
+        Ok(found)
     }
 
     /// A node that is in no pack any more needs no hint.

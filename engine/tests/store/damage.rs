@@ -276,3 +276,64 @@ fn the_index_can_be_thrown_away_or_ruined() {
     commit_bytes(&store, &noise(2, 10 * PAGE_LEN), "spared-again");
     assert!(check(&store).is_clean());
 }
+
+/// Where frames begin in a pack.
+fn frames_of(pack: &Path) -> Vec<u64> {
+    let bytes = std::fs::read(pack).expect("the pack");
+    let begins = |at: &usize| bytes[*at..].starts_with(b"CPF1");
+    (0..bytes.len()).filter(begins).map(|at| at as u64).collect()
+}
+
+/// The tables are ruined and the second frame is no frame any more: what lies
+/// behind it can be read no longer, and the index must not go on naming it.
+#[test]
+fn a_repair_without_tables_leaves_no_entry_behind() {
+    for also_frame in [false, true] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (bytes, image) = two_snapshots(dir.path());
+        let store = open(dir.path());
+        let pack = packs(dir.path()).remove(0);
+        let len = std::fs::metadata(&pack).expect("the pack").len();
+        if also_frame {
+            flip(&pack, frames_of(&pack)[1]);
+        }
+        flip(&pack, len - 20);
+        let (repaired, left) = store.repair(&mut |_| {}).expect("a repair");
+        assert_eq!(repaired.quarantined.len(), 1);
+        assert_eq!(left.is_clean(), !also_frame, "{left:?}");
+        commit_bytes(&store, &bytes, "again");
+        assert!(read_all(&store, &image) == bytes);
+        assert!(check(&store).is_clean());
+        drop(store);
+        let store = open(dir.path());
+        assert!(read_all(&store, &image) == bytes);
+        assert!(check(&store).is_clean());
+    }
+}
+
+/// The file of a pack goes, or cannot be read, while the store is open: the
+/// check tells it, the repair makes the best of it, the same bytes heal it.
+#[test]
+fn a_pack_that_cannot_be_had_is_told_and_repaired() {
+    for goes in [true, false] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (bytes, image) = two_snapshots(dir.path());
+        let store = open(dir.path());
+        let pack = packs(dir.path()).remove(0);
+        std::fs::remove_file(&pack).expect("the pack");
+        if !goes {
+            std::fs::create_dir(&pack).expect("what cannot be read");
+        }
+        let report = check(&store);
+        assert!(report.damages.iter().any(|damage| damage.pack.is_some()), "{report:?}");
+        assert!(report.damages.iter().any(|damage| damage.snapshots.contains("hit")));
+        let (repaired, left) = store.repair(&mut |_| {}).expect("a repair");
+        assert_eq!(repaired.quarantined.len(), 1);
+        assert!(left.damages.iter().all(|damage| damage.snapshots.iter().eq(["hit"])), "{left:?}");
+        commit_bytes(&store, &bytes, "again");
+        assert!(read_all(&store, &image) == bytes);
+        assert!(check(&store).is_clean());
+        drop(store);
+        assert!(check(&open(dir.path())).is_clean());
+    }
+}
