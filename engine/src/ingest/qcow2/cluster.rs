@@ -1,5 +1,6 @@
 //! Clusters of a qcow2 file: where they lie and what is in them.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -34,19 +35,19 @@ pub(super) struct Clusters<'f> {
     file: &'f File,
     file_len: u64,
     header: Header,
-    /// A bit for each cluster of the file.
-    used: Vec<u64>,
+    /// A bit for each cluster of the file that was used, in words of 64 by
+    /// their number. A sparse file may be of any length.
+    used: HashMap<u64, u64>,
     compressed_left: u64,
 }
 
 impl<'f> Clusters<'f> {
     pub(super) fn new(file: &'f File, file_len: u64, header: &Header) -> Self {
-        let count = file_len.div_ceil(header.cluster_len());
         Self {
             file,
             file_len,
             header: *header,
-            used: vec![0; to_usize(count.div_ceil(64))],
+            used: HashMap::new(),
             compressed_left: file_len / COMPRESSED_LEN_MIN + 1,
         }
     }
@@ -114,7 +115,7 @@ impl<'f> Clusters<'f> {
             return Err(Qcow2Error::Outside { what, offset }.into());
         }
         let cluster = offset / self.header.cluster_len();
-        let word = &mut self.used[to_usize(cluster / 64)];
+        let word = self.used.entry(cluster / 64).or_default();
         let bit = 1 << (cluster % 64);
         if *word & bit != 0 {
             return Err(Qcow2Error::UsedTwice { offset }.into());

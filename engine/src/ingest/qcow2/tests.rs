@@ -65,6 +65,23 @@ fn a_cluster_is_used_once_and_lies_in_the_file() {
     }
 }
 
+/// Memory follows what is used, not how long the file says that it is.
+#[test]
+fn an_endless_sparse_file_takes_no_memory() {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::memfd_create("disk", flags).expect("a file"));
+    file.write_all(&sound()).expect("a write");
+    file.set_len(1 << 62).expect("a hole");
+    let mut read = 0;
+    let mut disk = Chain::open(&file, &[]).expect("it is sound");
+    let visit = &mut |_, bytes: &[u8]| {
+        read += bytes.len();
+        Ok(())
+    };
+    disk.for_each(visit).expect("it is read");
+    assert!(read > 0);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
 
