@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use self::pieces::PieceBuilder;
+use super::appender::failed_before;
 use super::frames::FrameBuilder;
 use super::packer::Packer;
 use crate::chunk::Page;
@@ -47,6 +48,9 @@ pub(super) struct Sink {
     pins: Arc<SessionPins>,
     /// Images that this session completed.
     made: HashSet<ImageRef>,
+    /// Something that was given to be written is not written: nothing of this
+    /// session can be told whole any more.
+    is_broken: bool,
     pub(super) totals: Totals,
 }
 
@@ -56,6 +60,7 @@ impl Sink {
         let pins = Arc::new(SessionPins::begin(depot.clone()));
         Self {
             made: HashSet::new(),
+            is_broken: false,
             unpublished: HashSet::new(),
             publishing: HashSet::new(),
             pages: builder(FrameKind::Pages),
@@ -73,6 +78,18 @@ impl Sink {
 
     pub(super) fn depot(&self) -> &Arc<Depot> {
         &self.depot
+    }
+
+    /// Remembers that a write failed. Whoever told the session to write may not
+    /// have listened, but must not be told that all is well later.
+    pub(super) fn note<T>(&mut self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+        self.is_broken |= outcome.is_err();
+        outcome
+    }
+
+    /// Refuses to complete anything after a write failed.
+    fn refuse_broken(&self) -> Result<(), StoreError> {
+        if self.is_broken { Err(failed_before()) } else { Ok(()) }
     }
 
     /// Whether this session stored the object and it is in no index yet.
@@ -167,6 +184,7 @@ impl Sink {
 
     /// Stores the root of an image.
     pub(super) fn put_root(&mut self, root: &RootRecord) -> Result<(), StoreError> {
+        self.refuse_broken()?;
         let bytes = root.encode();
         let key = root.image().root.key();
         self.made.insert(root.image());
@@ -196,7 +214,9 @@ impl Sink {
 
     /// Makes everything so far durable and known to the index.
     pub(super) fn seal(&mut self) -> Result<(), StoreError> {
-        self.end_pack()?;
+        self.refuse_broken()?;
+        let ended = self.end_pack();
+        self.note(ended)?;
         self.totals.stored_bytes += self.packer.wait_sealed(0)?;
         self.publishing.clear();
         Ok(())
@@ -234,7 +254,11 @@ impl Sink {
         let recent = self.depot.recent_node(&base)?;
         let (full_id, full) = match recent.patch_of {
             None => (base, recent.node),
-            Some(full) => (full, self.depot.load_node(&full)?),
+            // The base may be stored otherwise by now, and this one be gone.
+            Some(full) => match self.depot.load_node(&full) {
+                Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(None),
+                node => (full, node?),
+            },
         };
         let patch = Patch::between((full_id, &full), (id, node));
         Ok(if patch.is_some() && self.is_readable(full_id)? { patch } else { None })
@@ -256,7 +280,14 @@ impl Sink {
         let load = |id: Option<NodeId>| {
             id.map(|id| Ok::<_, StoreError>((id, self.depot.load_node(&id)?))).transpose()
         };
-        let (before, full) = (load(before)?, load(patch_of)?);
+        let (before, full) = match (load(before), load(patch_of)) {
+            (Ok(before), Ok(full)) => (before, full),
+            // A leaf without a note gets its hint when it is read.
+            (Err(error), _) | (_, Err(error)) if error.kind() == ErrorKind::Corrupt => {
+                return Ok(());
+            }
+            (before, full) => (before?, full?),
+        };
         let before = before.as_ref().map(|(id, node)| (*id, &**node));
         let full = full.as_ref().map(|(id, node)| (*id, &**node));
         self.notes.add((id, leaf), before, full);

@@ -45,7 +45,8 @@ impl<'s> StreamWriter<'s> {
             self.rest.extend_from_slice(head);
             bytes = tail;
             if self.rest.len() == BUFFER_LEN {
-                self.put(false)?;
+                let put = self.put(false);
+                self.sink.note(put)?;
             }
         }
         Ok(())
@@ -79,10 +80,13 @@ impl<'s> StreamWriter<'s> {
     /// # Errors
     /// If something cannot be read or written.
     pub fn finish(mut self) -> Result<ImageRef, StoreError> {
-        self.put(true)?;
+        let put = self.put(true);
+        self.sink.note(put)?;
         self.sink.end_pieces();
-        let root = self.tree.finish(self.sink)?;
-        self.sink.put_root(&root)?;
+        let root = self.tree.finish(self.sink);
+        let root = self.sink.note(root)?;
+        let put = self.sink.put_root(&root);
+        self.sink.note(put)?;
         Ok(root.image())
     }
 }

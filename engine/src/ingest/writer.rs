@@ -68,7 +68,8 @@ impl<'s> ImageWriter<'s> {
         self.check(first_page, &bytes)?;
         self.next_page = first_page + pages_of(to_u64(bytes.len()));
         let part = &mut self.part;
-        self.gatherer.put_owned(first_page, bytes, &mut |batch| part.store(&batch))
+        let put = self.gatherer.put_owned(first_page, bytes, &mut |batch| part.store(&batch));
+        part.sink.note(put)
     }
 
     /// Whether these pages may come next.
@@ -124,7 +125,8 @@ impl<'s> ImageWriter<'s> {
     fn put(&mut self, first_page: u64, bytes: &[u8]) -> Result<(), StoreError> {
         self.next_page = first_page + pages_of(to_u64(bytes.len()));
         let part = &mut self.part;
-        self.gatherer.put(first_page, bytes, &mut |batch| part.store(&batch))
+        let put = self.gatherer.put(first_page, bytes, &mut |batch| part.store(&batch));
+        part.sink.note(put)
     }
 
     /// Bytes that the session has stored for the first time so far.
@@ -147,12 +149,14 @@ impl<'s> ImageWriter<'s> {
             }
         };
         let mut part = self.part;
-        self.gatherer.finish(&mut |batch| part.store(&batch))?;
+        let put = self.gatherer.finish(&mut |batch| part.store(&batch));
         let Part { sink, tree, .. } = part;
+        sink.note(put)?;
         sink.end_pages();
-        let top = tree.finish(top_level(pages_of(len)), sink)?;
-        let root = RootRecord { splitter: Splitter::Fixed4K, len, top };
-        sink.put_root(&root)?;
+        let top = tree.finish(top_level(pages_of(len)), sink);
+        let root = RootRecord { splitter: Splitter::Fixed4K, len, top: sink.note(top)? };
+        let put = sink.put_root(&root);
+        sink.note(put)?;
         Ok(root.image())
     }
 }
