@@ -184,7 +184,7 @@ pub enum StoreError {
         source: FormatError,
     },
     /// The index failed.
-    #[error("the index failed: {0}; remove the folder `index` and it is rebuilt from the packs")]
+    #[error("the index failed: {0}; `coppice rebuild-index` builds it again from the packs")]
     Index(String),
     /// The store was opened for reading only.
     #[error("the store is open for reading only, and this would change it")]

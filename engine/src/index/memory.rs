@@ -72,6 +72,8 @@ impl Index for MemIndex {
         for tag in [rows::LIVE, rows::PACK] {
             state.rows.remove(&rows::of_pack(tag, pack));
         }
+        let moved = rows::of_pack(rows::MOVED, pack);
+        state.rows.retain(|key, _| !key.starts_with(&moved));
         Ok(())
     }
 

@@ -80,8 +80,8 @@ pub(crate) trait Index: Send + Sync + Debug {
     fn publish(&self, pack: &DurablePack) -> Result<(), StoreError>;
 
     /// Takes a pack out: gives its objects other places, or none, and removes
-    /// the mark and the ledger's rows of the pack, in one atomic and durable
-    /// step.
+    /// the mark and the ledger's rows of the pack, those of what moved there
+    /// too, in one atomic and durable step.
     fn retire(&self, pack: PackId, moves: &[(ObjectKey, Option<Place>)]) -> Result<(), StoreError>;
 
     /// The packs that were published.

@@ -6,13 +6,14 @@
 //! A flush may fail, because the disk is full. RocksDB then has to be opened
 //! again, and what was not flushed is gone from it although the process goes
 //! on. So packs are remembered until they are flushed, and published again
-//! before anyone looks something up.
+//! before anyone looks something up. While even that fails, they are looked up in
+//! memory.
 //!
 //! Keys are hashes, spread evenly, and most look-ups find nothing: see the
 //! bench `scale` for what the settings below do for a large store.
 
 use std::cell::Cell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
@@ -23,7 +24,7 @@ use rocksdb::{
 };
 
 use super::rows::{self, RowChange, RowKey};
-use super::{Index, PackSummary, Place, places};
+use super::{Index, MemIndex, PackSummary, Place, places};
 use crate::env::lock;
 use crate::error::StoreError;
 use crate::id::{ObjectKey, PackId};
@@ -57,6 +58,9 @@ pub(crate) struct RocksIndex {
     dir: PathBuf,
     /// `None` only while it is being opened again, or if that failed.
     db: RwLock<Option<DB>>,
+    /// Where the objects of unflushed packs lie, while the database could only
+    /// be opened to read it and lacks them.
+    late: RwLock<Option<MemIndex>>,
     /// RocksDB takes no writes after one has failed, until it is opened again.
     stuck: AtomicBool,
     /// What was published since the last flush.
@@ -139,7 +143,8 @@ impl RocksIndex {
     fn of(dir: &Path, db: DB) -> Self {
         let (stuck, unflushed) = (AtomicBool::new(false), Mutex::default());
         let (dir, generation) = (dir.to_owned(), AtomicU64::new(0));
-        Self { dir, db: RwLock::new(Some(db)), stuck, unflushed, generation }
+        let (db, late) = (RwLock::new(Some(db)), RwLock::default());
+        Self { dir, db, late, stuck, unflushed, generation }
     }
 
     /// Opens the index for looking at it, beside an owner that may go on
@@ -190,14 +195,27 @@ impl RocksIndex {
                 let unflushed = lock(&self.unflushed);
                 unflushed.packs.iter().try_for_each(|pack| add(&opened, pack))?;
                 *db = Some(opened);
+                *self.late.write().unwrap_or_else(PoisonError::into_inner) = None;
                 self.stuck.store(false, Ordering::Release);
                 Ok(())
             }
             Err(error) => {
+                let late = MemIndex::default();
+                lock(&self.unflushed).packs.iter().try_for_each(|pack| late.publish(pack))?;
+                *self.late.write().unwrap_or_else(PoisonError::into_inner) = Some(late);
                 *db = open_for_reading(&self.dir).ok();
                 Err(failed(error))
             }
         }
+    }
+
+    /// What is asked of the packs that only memory has, if there are any.
+    fn late<T: Default>(
+        &self,
+        ask: impl FnOnce(&MemIndex) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let late = self.late.read().unwrap_or_else(PoisonError::into_inner);
+        late.as_ref().map_or_else(|| Ok(T::default()), ask)
     }
 }
 
@@ -349,14 +367,18 @@ fn decode_pack(key: &[u8], value: &[u8]) -> Result<(PackId, PackSummary), StoreE
 
 impl Index for RocksIndex {
     fn get_many(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Place>>, StoreError> {
-        self.reading(|db| {
+        let mut found: Vec<Option<Place>> = self.reading(|db| {
             let keys = keys.iter().map(|key| &key.0);
             let found = db.batched_multi_get_cf(family(db, ENTRIES), keys, false);
             let decode = |value: Result<Option<rocksdb::DBPinnableSlice<'_>>, rocksdb::Error>| {
                 value.map_err(failed)?.map(|bytes| decode_place(&bytes)).transpose()
             };
             found.into_iter().map(decode).collect()
-        })
+        })?;
+        for (place, late) in found.iter_mut().zip(self.late(|late| late.get_many(keys))?) {
+            *place = late.max(*place);
+        }
+        Ok(found)
     }
 
     fn publish(&self, pack: &DurablePack) -> Result<(), StoreError> {
@@ -386,6 +408,15 @@ impl Index for RocksIndex {
             for tag in [rows::LIVE, rows::PACK] {
                 batch.delete_cf(family(db, LEDGER), rows::of_pack(tag, pack));
             }
+            let moved = rows::of_pack(rows::MOVED, pack);
+            let from = IteratorMode::From(&moved, Direction::Forward);
+            for row in db.iterator_cf(family(db, LEDGER), from) {
+                let (key, _) = row.map_err(failed)?;
+                if !key.starts_with(&moved) {
+                    break;
+                }
+                batch.delete_cf(family(db, LEDGER), key);
+            }
             // Flushed, so that no mark outlives the file that it stands for.
             unlogged(db, batch)?;
             self.flush(db)
@@ -393,14 +424,16 @@ impl Index for RocksIndex {
     }
 
     fn packs(&self) -> Result<Vec<(PackId, PackSummary)>, StoreError> {
-        self.reading(|db| {
+        let mut packs: BTreeMap<PackId, PackSummary> = self.reading(|db| {
             let all = db.iterator_cf(family(db, PACKS), IteratorMode::Start);
             all.map(|item| {
                 let (key, value) = item.map_err(failed)?;
                 decode_pack(&key, &value)
             })
             .collect()
-        })
+        })?;
+        packs.extend(self.late(|late| late.packs())?);
+        Ok(packs.into_iter().collect())
     }
 
     fn clear(&self) -> Result<(), StoreError> {
@@ -424,7 +457,8 @@ impl Index for RocksIndex {
                 visit(decode_key(&key)?, decode_place(&value)?)?;
             }
             Ok(())
-        })
+        })?;
+        self.late(|late| late.for_each(visit))
     }
 
     fn distrust(&self, keys: &[ObjectKey]) -> Result<(), StoreError> {

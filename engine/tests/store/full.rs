@@ -120,6 +120,12 @@ fn an_index_that_cannot_be_flushed_forgets_no_pack() {
     let error = store.gc(GcOptions::default()).expect_err("the disk is full");
     assert_eq!(error.kind(), ErrorKind::NoSpace, "{error:?}");
     assert_eq!(read_all(&store, &image), kept);
+    // The next write opens the index again, which fails too: what was not
+    // flushed is then found in memory.
+    try_commit(&store, &noise(4, 9 * PAGE_LEN), "too-much").expect_err("the disk is full");
+    store.gc(GcOptions::default()).expect_err("the disk is full");
+    assert_eq!(read_all(&store, &image), kept);
+    assert!(store.page_map(&image).expect("a map").stored_pages() == 100);
     std::fs::remove_file(&ballast).expect("room again");
     let more = noise(3, 50 * PAGE_LEN);
     let next = commit_bytes(&store, &more, "next");
