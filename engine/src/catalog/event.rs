@@ -8,7 +8,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::error::FormatError;
+use super::Entry;
+use crate::error::{FormatError, StoreError};
 use crate::id::{Name, SnapshotId};
 use crate::pack::fields::{Fields, bound, put_bytes};
 use crate::units::to_u32;
@@ -76,6 +77,21 @@ impl Event {
             new_bytes: 0,
             labels: BTreeMap::new(),
         }
+    }
+
+    /// Takes a name from a snapshot, or removes one that has none.
+    pub(crate) fn removal(
+        entry: &Entry,
+        name_or_id: &str,
+        time_unix_ms: u64,
+    ) -> Result<Self, StoreError> {
+        let name = entry.names.iter().find(|name| name.as_str() == name_or_id).cloned();
+        let kind = match &name {
+            Some(_) => EventKind::Untag,
+            None if entry.names.is_empty() => EventKind::Drop,
+            None => return Err(StoreError::Invalid("the snapshot has names; remove it by name")),
+        };
+        Ok(Self { kind, snapshot: entry.id, name, ..Self::nothing(time_unix_ms) })
     }
 
     /// Refuses what cannot be encoded.

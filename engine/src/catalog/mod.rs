@@ -31,21 +31,26 @@ use crate::io::Disk;
 use crate::tree::ImageRef;
 
 /// The snapshots of a store.
+///
+/// Who changes something holds the log from the question whether it may to the
+/// end; who only looks never waits for the disk.
 #[derive(Debug)]
 pub(crate) struct Catalog {
+    log: Mutex<Log>,
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug)]
 enum Log {
     Open(RootLog),
-    /// Only looked at; so many bytes of it were read.
-    Seen(u64),
+    /// Only looked at.
+    Seen,
 }
 
 #[derive(Debug)]
 struct Inner {
-    log: Log,
+    /// Bytes of the root log.
+    log_len: u64,
     state: State,
     /// Names that commits under way are about to take.
     reserved: HashSet<Name>,
@@ -100,7 +105,8 @@ impl Catalog {
                 log
             }
         };
-        Ok(Self::of(Log::Open(log), state, highest))
+        let len = log.len();
+        Ok(Self::of(Log::Open(log), len, state, highest))
     }
 
     /// The highest pack id that the log carries.
@@ -124,18 +130,19 @@ impl Catalog {
     pub(crate) fn look(disk: &dyn Disk) -> Result<Option<Self>, StoreError> {
         let mut state = State::default();
         let len = RootLog::look(disk, &mut |logged| state.apply(&logged))?;
-        Ok(len.map(|len| Self::of(Log::Seen(len), state, PackId(0))))
+        Ok(len.map(|len| Self::of(Log::Seen, len, state, PackId(0))))
     }
 
     /// What the packs tell where there is no root log, without writing one.
     pub(crate) fn look_in_packs(depot: &Depot) -> Result<Self, StoreError> {
         let mut state = State::default();
         restore::events_in_packs(depot)?.iter().for_each(|logged| state.apply(logged));
-        Ok(Self::of(Log::Seen(0), state, PackId(0)))
+        Ok(Self::of(Log::Seen, 0, state, PackId(0)))
     }
 
-    fn of(log: Log, state: State, logged: PackId) -> Self {
-        Self { inner: Mutex::new(Inner { log, state, reserved: HashSet::new(), logged }) }
+    fn of(log: Log, log_len: u64, state: State, logged: PackId) -> Self {
+        let inner = Inner { log_len, state, reserved: HashSet::new(), logged };
+        Self { log: Mutex::new(log), inner: Mutex::new(inner) }
     }
 
     /// Takes a free name for a commit that is under way.
@@ -150,20 +157,56 @@ impl Catalog {
         Ok(NameGuard { catalog: self, name: name.cloned() })
     }
 
-    /// Makes an event durable and then visible.
+    /// Makes an event durable and then visible. An event about a snapshot that
+    /// is not listed is refused, unless it is what lists it.
     pub(crate) fn append(&self, depot: &Depot, logged: &LoggedEvent) -> Result<(), StoreError> {
-        let mut inner = lock(&self.inner);
+        self.append_if(depot, |state| {
+            let event = &logged.event;
+            if event.kind == EventKind::Tag && state.get(&event.snapshot).is_none() {
+                return Err(StoreError::NotFound(event.snapshot.to_string()));
+            }
+            Ok((logged.clone(), ()))
+        })
+    }
+
+    /// Takes a name away, or by its id a snapshot that has none. Returns what
+    /// the snapshot was.
+    pub(crate) fn remove(
+        &self,
+        depot: &Depot,
+        name_or_id: &str,
+        time_unix_ms: u64,
+    ) -> Result<Entry, StoreError> {
+        self.append_if(depot, |state| {
+            let entry = state.lookup(name_or_id)?;
+            let event = Event::removal(&entry, name_or_id, time_unix_ms)?;
+            let pack = depot.highest_pack();
+            Ok((LoggedEvent { event, record: None, pack, stored_bytes: 0 }, entry))
+        })
+    }
+
+    /// Appends what `decide` makes of the catalog as it is, while nobody else
+    /// changes it.
+    fn append_if<T>(
+        &self,
+        depot: &Depot,
+        decide: impl FnOnce(&State) -> Result<(LoggedEvent, T), StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut log = lock(&self.log);
+        let (logged, told) = decide(&lock(&self.inner).state)?;
         depot.check_fence()?;
-        let Log::Open(log) = &mut inner.log else { return Err(StoreError::ReadOnly) };
-        if let Err(failure) = log.append(logged) {
+        let Log::Open(log) = &mut *log else { return Err(StoreError::ReadOnly) };
+        if let Err(failure) = log.append(&logged) {
             if failure.must_fence {
                 depot.fence();
             }
             return Err(failure.error);
         }
-        inner.state.apply(logged);
+        let mut inner = lock(&self.inner);
+        inner.state.apply(&logged);
         inner.logged = inner.logged.max(logged.pack);
-        Ok(())
+        inner.log_len = log.len();
+        Ok(told)
     }
 
     /// All snapshots, oldest first.
@@ -184,9 +227,6 @@ impl Catalog {
 
     /// Bytes of the root log.
     pub(crate) fn log_len(&self) -> u64 {
-        match &lock(&self.inner).log {
-            Log::Open(log) => log.len(),
-            Log::Seen(len) => *len,
-        }
+        lock(&self.inner).log_len
     }
 }

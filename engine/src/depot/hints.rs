@@ -8,7 +8,8 @@
 //! never look here at all.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use super::hint::{Hint, Spot};
 use super::{Depot, LocatorState};
@@ -72,7 +73,7 @@ impl PublishedPacks {
 impl Depot {
     /// The epoch in which places are looked up from now on.
     pub(crate) fn hint_epoch(&self) -> HintEpoch {
-        HintEpoch(*lock(&self.hint_epoch))
+        HintEpoch(self.hint_epoch.load(Ordering::SeqCst))
     }
 
     /// The records of objects. One that is damaged or cannot be read is as
@@ -113,9 +114,9 @@ impl Depot {
         epoch: HintEpoch,
         records: impl Iterator<Item = (&'h ObjectKey, &'h Arc<Hint>)>,
     ) {
-        let current = lock(&self.hint_epoch);
-        if *current == epoch.0 {
-            let mut cache = lock(&self.hints);
+        // Whoever forgets all raises the epoch before it empties the cache.
+        let mut cache = lock(&self.hints);
+        if self.hint_epoch() == epoch {
             for (key, hint) in records {
                 cache.replace(*key, Arc::clone(hint), 128 + 40 * hint.chunks.len());
             }
@@ -164,21 +165,23 @@ impl Depot {
         }
         let records: Vec<_> =
             hints.iter().map(|(key, hint)| (*key, Some(hint.encode(key)))).collect();
-        let current = lock(&self.hint_epoch);
-        if *current != epoch.0 {
+        // While all are being forgotten there is no use in keeping some.
+        let Ok(writing) = self.hint_writes.try_read() else { return };
+        if self.hint_epoch() != epoch {
             return;
         }
         if let Err(error) = self.index.write_hints(&records) {
             tracing::debug!(%error, "hints cannot be written");
         }
-        drop(current);
+        drop(writing);
         let hints: Vec<_> = hints.into_iter().map(|(key, hint)| (key, Arc::new(hint))).collect();
         self.cache_records(epoch, hints.iter().map(|(key, hint)| (key, hint)));
     }
 
     /// Forgets the records of these objects.
     pub(crate) fn forget_hints(&self, keys: &[ObjectKey]) {
-        let _epoch = lock(&self.hint_epoch);
+        // Those that are being forgotten need not be removed.
+        let Ok(_writing) = self.hint_writes.try_read() else { return };
         let records: Vec<_> = keys.iter().map(|key| (*key, None)).collect();
         if let Err(error) = self.index.write_hints(&records) {
             tracing::debug!(%error, "hints cannot be removed");
@@ -196,8 +199,8 @@ impl Depot {
 
     /// Forgets all records: the index may know better ones.
     pub(crate) fn forget_all_hints(&self) -> Result<(), StoreError> {
-        let mut epoch = lock(&self.hint_epoch);
-        *epoch += 1;
+        let _alone = self.hint_writes.write().unwrap_or_else(PoisonError::into_inner);
+        self.hint_epoch.fetch_add(1, Ordering::SeqCst);
         self.index.clear_hints()?;
         lock(&self.hints).clear();
         Ok(())

@@ -22,7 +22,7 @@ mod whole;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use cache::Cache;
 pub(crate) use chunk_frames::ChunkFrames;
@@ -84,7 +84,10 @@ pub(crate) struct Depot {
     chunk_frames: ChunkFrames,
     nodes: Mutex<Cache<NodeId, RecentNode>>,
     hints: Mutex<Cache<ObjectKey, Arc<hint::Hint>>>,
-    hint_epoch: Mutex<u64>,
+    hint_epoch: AtomicU64,
+    /// Held for writing by whoever forgets all hints, so that none is written
+    /// behind that which was found before. Nobody who reads waits for it.
+    hint_writes: RwLock<()>,
     index_gets: AtomicU64,
 }
 
@@ -170,10 +173,11 @@ impl Depot {
         self.index.publish(pack)?;
         lock(&self.packs).insert(pack.pack, PackSummary::of(pack));
         self.publications.fetch_add(1, Ordering::AcqRel);
-        let mut distrusted = lock(&self.distrusted);
-        if !distrusted.is_empty() {
-            // What was found while a copy was bad may name that copy.
+        if self.distrusts_any() {
+            // What was found while a copy was bad may name that copy. Readers
+            // ask what is distrusted, so that is not held meanwhile.
             self.forget_all_hints()?;
+            let mut distrusted = lock(&self.distrusted);
             pack.directory.keys.iter().for_each(|key| {
                 distrusted.remove(key);
             });
@@ -245,7 +249,17 @@ impl Depot {
             self.disk.open(&path, Access::Read).map_err(|error| self.not_open(pack, error))?;
         let file: Arc<dyn DiskFile> = Arc::from(file);
         lock(&self.files).put(pack, Arc::clone(&file), 1);
+        if self.is_gone(pack) {
+            lock(&self.files).remove(&pack);
+        }
         Ok(file)
+    }
+
+    /// Whether a pack is not published (any more). Who retires one first says
+    /// so and then forgets what is kept of it; who keeps something asks behind
+    /// that, so that nothing is kept of a pack that is gone.
+    fn is_gone(&self, pack: PackId) -> bool {
+        !self.read_only && !lock(&self.packs).contains_key(&pack)
     }
 
     /// A pack that was retired in the meantime is told from one that is lost.
@@ -269,6 +283,9 @@ impl Depot {
         }
         let directory = Arc::new(listing.directory);
         lock(&self.directories).put(pack, Arc::clone(&directory), directory.memory_len());
+        if self.is_gone(pack) {
+            lock(&self.directories).remove(&pack);
+        }
         Ok(directory)
     }
 
@@ -306,8 +323,8 @@ impl Depot {
     pub(crate) fn distrust(&self, keys: &[ObjectKey]) -> Result<(), StoreError> {
         let publishing = lock(&self.publishing);
         self.index.distrust(keys)?;
-        drop(publishing);
         lock(&self.distrusted).extend(keys);
+        drop(publishing);
         self.forget_all_hints()
     }
 

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 use super::{Cache, DIRECTORIES_LEN_MAX, Depot, FILES_MAX, FRAMES_LEN_MAX, HINTS_LEN_MAX};
 use super::{ChunkFrames, NODES_LEN_MAX, Pins};
@@ -56,7 +56,8 @@ impl Depot {
             chunk_frames: ChunkFrames::new(0),
             nodes: Mutex::new(Cache::new(NODES_LEN_MAX)),
             hints: Mutex::new(Cache::new(HINTS_LEN_MAX)),
-            hint_epoch: Mutex::default(),
+            hint_epoch: AtomicU64::new(0),
+            hint_writes: RwLock::default(),
             index_gets: AtomicU64::new(0),
         }
     }

@@ -12,6 +12,8 @@
 //! Keys are hashes, spread evenly, and most look-ups find nothing: see the
 //! bench `scale` for what the settings below do for a large store.
 
+mod code;
+
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -23,14 +25,14 @@ use rocksdb::{
     DBCompressionType, Direction, FlushOptions, IteratorMode, Options, WriteBatch, WriteOptions,
 };
 
+use self::code::{decode_key, decode_pack, decode_place, encode_summary};
 use super::rows::{self, RowChange, RowKey};
 use super::{Index, MemIndex, PackSummary, Place, places};
 use crate::env::lock;
 use crate::error::StoreError;
 use crate::id::{ObjectKey, PackId};
 use crate::pack::DurablePack;
-use crate::pack::fields::Fields;
-use crate::units::{PAGE_LEN, to_u64};
+use crate::units::to_u64;
 
 /// Key of an object -> its place, 8 bytes.
 const ENTRIES: &str = "entries";
@@ -328,41 +330,6 @@ fn places_before(db: &DB, pack: &DurablePack) -> Result<HashMap<ObjectKey, Place
         }
     }
     Ok(before)
-}
-
-fn decode_place(bytes: &[u8]) -> Result<Place, StoreError> {
-    let bits = <[u8; 8]>::try_from(bytes);
-    let bits = bits.map_err(|_| StoreError::Index("an entry has a wrong length".to_owned()))?;
-    Ok(Place::from_bits(u64::from_le_bytes(bits)))
-}
-
-fn decode_key(bytes: &[u8]) -> Result<ObjectKey, StoreError> {
-    let key = <[u8; ObjectKey::LEN]>::try_from(bytes);
-    key.map(ObjectKey).map_err(|_| StoreError::Index("a key has a wrong length".to_owned()))
-}
-
-fn encode_summary(summary: &PackSummary) -> [u8; 24] {
-    let mut bytes = [0; 24];
-    bytes[..8].copy_from_slice(&summary.file_len.to_le_bytes());
-    bytes[8..12].copy_from_slice(&summary.entries.to_le_bytes());
-    bytes[12..16].copy_from_slice(&summary.chunks.to_le_bytes());
-    bytes[16..].copy_from_slice(&summary.chunk_bytes.to_le_bytes());
-    bytes
-}
-
-fn decode_pack(key: &[u8], value: &[u8]) -> Result<(PackId, PackSummary), StoreError> {
-    let mut fields = Fields::new(value);
-    let mut read = || {
-        let pack = PackId(u64::from_be_bytes(Fields::new(key).array()?));
-        let (file_len, entries, chunks) = (fields.u64()?, fields.u32()?, fields.u32()?);
-        // Before there were streams, all chunks were pages and 16 bytes said it.
-        let chunk_bytes = match fields.is_empty() {
-            true => u64::from(chunks) * to_u64(PAGE_LEN),
-            false => fields.u64()?,
-        };
-        Ok((pack, PackSummary { file_len, entries, chunks, chunk_bytes }))
-    };
-    read().map_err(|error: crate::error::FormatError| StoreError::Index(error.to_string()))
 }
 
 impl Index for RocksIndex {

@@ -23,6 +23,8 @@ pub struct Faults {
     pub fail_sync: Option<u64>,
     /// This write, creation or renaming fails with this error number, once.
     pub fail_write: Option<(u64, i32)>,
+    /// This read or opening of a file fails with this error number, once.
+    pub fail_read: Option<(u64, i32)>,
 }
 
 /// How much was asked of a disk.
@@ -32,6 +34,8 @@ pub struct Counts {
     pub syncs: u64,
     /// Writes, creations and renamings.
     pub writes: u64,
+    /// Reads and openings of files.
+    pub reads: u64,
 }
 
 /// The disk. Clones are the same disk.
@@ -169,6 +173,16 @@ impl State {
         }
     }
 
+    fn count_read(&mut self) -> io::Result<()> {
+        self.running()?;
+        let number = self.counts.reads;
+        self.counts.reads += 1;
+        match self.faults.fail_read {
+            Some((failing, errno)) if failing == number => Err(io::Error::from_raw_os_error(errno)),
+            _ => Ok(()),
+        }
+    }
+
     fn count_sync(&mut self) -> io::Result<()> {
         self.running()?;
         let number = self.counts.syncs;
@@ -254,7 +268,10 @@ impl Disk for SimDisk {
     }
 
     fn open(&self, path: &str, _: Access) -> io::Result<Box<dyn DiskFile>> {
-        let file = lock(&self.state).find(path)?;
+        let mut state = lock(&self.state);
+        state.count_read()?;
+        let file = state.find(path)?;
+        drop(state);
         Ok(Box::new(SimFile { disk: self.clone(), file }))
     }
 
@@ -322,8 +339,8 @@ struct SimFile {
 
 impl DiskFile for SimFile {
     fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
-        let state = lock(&self.disk.state);
-        state.running()?;
+        let mut state = lock(&self.disk.state);
+        state.count_read()?;
         let start = to_usize(offset);
         let bytes =
             start.checked_add(len).and_then(|end| state.files[self.file].now.get(start..end));

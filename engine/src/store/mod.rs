@@ -5,6 +5,8 @@ mod garbage;
 #[cfg(test)]
 mod hinted;
 mod open;
+#[cfg(test)]
+mod stale;
 mod view;
 
 use std::fs::File;
@@ -15,7 +17,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::account::Accounts;
-use crate::catalog::{Catalog, Entry, Event, EventKind, LoggedEvent};
+use crate::catalog::{Catalog, Entry};
 use crate::check::{self, CheckReport, CheckScope, RepairReport};
 use crate::depot::Depot;
 use crate::error::StoreError;
@@ -232,25 +234,8 @@ impl Store {
     /// If there is no such snapshot, an id is given for one that has names,
     /// or nothing can be written.
     pub fn remove(&self, name_or_id: &str) -> Result<Entry, StoreError> {
-        let entry = self.lookup(name_or_id)?;
-        let name = entry.names.iter().find(|name| name.as_str() == name_or_id).cloned();
-        let kind = match &name {
-            Some(_) => EventKind::Untag,
-            None if entry.names.is_empty() => EventKind::Drop,
-            None => return Err(StoreError::Invalid("the snapshot has names; remove it by name")),
-        };
-        let event = Event {
-            kind,
-            time_unix_ms: self.settings.clock.now_unix_ms(),
-            snapshot: entry.id,
-            name,
-            new_bytes: 0,
-            labels: std::collections::BTreeMap::new(),
-        };
-        let pack = self.depot.highest_pack();
-        let logged = LoggedEvent { event, record: None, pack, stored_bytes: 0 };
-        self.catalog.append(&self.depot, &logged)?;
-        Ok(entry)
+        let now = self.settings.clock.now_unix_ms();
+        self.catalog.remove(&self.depot, name_or_id, now)
     }
 
     /// How much the store holds.
