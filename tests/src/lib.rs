@@ -2,6 +2,7 @@
 //! own, and finding the guest that `cargo xtask test` built.
 
 pub mod naive_tree;
+pub mod pack_keys;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

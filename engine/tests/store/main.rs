@@ -9,6 +9,7 @@ mod golden;
 mod model;
 mod root;
 mod round_trip;
+mod sharing;
 mod slow;
 mod stream;
 mod stream_damage;
