@@ -34,6 +34,14 @@ pub struct DiskConfig {
     pub read_only: bool,
 }
 
+/// One network device. Not part of [`MachineConfig`]: each fork has another
+/// address, and other cables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetConfig {
+    /// Its ethernet address.
+    pub mac: [u8; 6],
+}
+
 /// How a machine begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Start {
@@ -90,12 +98,15 @@ pub enum VmmRequest {
     ///
     /// Descriptors, in this order: the console log (append); for each disk
     /// its pool (read-only memfd) and then its overlay (read-write file, sparse,
-    /// as long as the disk); then for [`Start::Boot`] the kernel file, for
-    /// [`Start::Restore`] the memory pool (read-only memfd).
+    /// as long as the disk); for each network device its link (a tap, or
+    /// any descriptor that moves one frame a call); then for [`Start::Boot`] the
+    /// kernel file, for [`Start::Restore`] the memory pool (read-only memfd).
     /// Answered by [`VmmReply::Built`].
     Build {
         /// What the guest sees.
         config: MachineConfig,
+        /// Its network devices, in the order of their names in the guest.
+        nets: Vec<NetConfig>,
         /// How it begins.
         start: Start,
     },

@@ -9,7 +9,7 @@ use super::peer::{News, Peer, PeerError};
 use super::process::Process;
 use super::zygote::Unborn;
 use crate::protocol::{
-    MachineConfig, PageRun, Region, Start, VmmEvent, VmmMessage, VmmReply, VmmRequest,
+    MachineConfig, NetConfig, PageRun, Region, Start, VmmEvent, VmmMessage, VmmReply, VmmRequest,
 };
 use crate::sys::pagemap::Pagemap;
 use crate::sys::remote_memory::RemoteMemory;
@@ -72,10 +72,11 @@ impl Vmm {
     pub fn build(
         &self,
         config: MachineConfig,
+        nets: Vec<NetConfig>,
         start: Start,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Built, PeerError> {
-        let request = VmmRequest::Build { config, start };
+        let request = VmmRequest::Build { config, nets, start };
         let (reply, received) = self.peer.call(&request, descriptors)?;
         let VmmReply::Built { regions } = reply else { return Err(self.peer.out_of_turn()) };
         let [userfault, pagemap, memory] =

@@ -11,4 +11,5 @@ pub mod pagemap;
 pub(crate) mod process;
 pub mod remote_memory;
 pub(crate) mod side;
+pub mod tap;
 pub mod userfault;

@@ -21,19 +21,20 @@ use super::machine::{Machine, MachineError, OnEnd, Waiting};
 use super::regions::Handover;
 use super::state::MachineState;
 use super::wiring;
-use crate::devices::virtio::{Block, Disk, Identity, Rng, Transport, Vsock};
+use crate::devices::virtio::{Block, Disk, Identity, Net, Rng, Transport, Vsock};
 use crate::devices::{ConsoleLog, Gate, Serial};
 use crate::memory::{Ram, RamLayout, set_memslots};
-use crate::protocol::{Content, MachineConfig, Start};
+use crate::protocol::{Content, MachineConfig, NetConfig, Start};
 use crate::sys::kvm::call;
 use crate::vcpu::{Bus, CpuTable, HostKind, Vcpu, enter_long_mode, software_cmdline};
 
 /// vsock and rng.
-const DEVICES_BESIDES_DISKS: usize = 2;
+const DEVICES_OF_EACH: usize = 2;
 
 /// A configuration that has been checked.
 struct Plan {
     config: MachineConfig,
+    nets: Vec<NetConfig>,
     vcpus: u8,
     layout: RamLayout,
     begin: Begin,
@@ -45,12 +46,15 @@ enum Begin {
 }
 
 impl Plan {
-    fn new(config: MachineConfig, start: Start) -> Result<Self, MachineError> {
+    fn new(
+        (config, nets): (MachineConfig, Vec<NetConfig>),
+        start: Start,
+    ) -> Result<Self, MachineError> {
         let vcpus = u8::try_from(config.vcpus).ok().filter(|count| (1..=32).contains(count));
         let vcpus = vcpus.ok_or(MachineError::Vcpus(config.vcpus))?;
-        let device_count = config.disks.len() + DEVICES_BESIDES_DISKS;
+        let device_count = config.disks.len() + DEVICES_OF_EACH + nets.len();
         if device_count > wiring::DEVICES_MAX {
-            return Err(MachineError::Disks(config.disks.len()));
+            return Err(MachineError::Devices(device_count));
         }
         let layout = RamLayout::new(config.memory_bytes)?;
         let begin = match start {
@@ -61,7 +65,7 @@ impl Plan {
                 Begin::Continue(Box::new(state))
             }
         };
-        Ok(Self { config, vcpus, layout, begin })
+        Ok(Self { config, nets, vcpus, layout, begin })
     }
 
     fn saved(&self) -> Option<&MachineState> {
@@ -77,34 +81,37 @@ struct Parts {
     log: File,
     /// The pool and the overlay of each.
     disks: Vec<(File, File)>,
+    /// Of each network device.
+    links: Vec<OwnedFd>,
     /// The kernel, or the memory pool.
     image: File,
 }
 
 impl Parts {
-    fn of(config: &MachineConfig, descriptors: Vec<OwnedFd>) -> Result<Self, MachineError> {
-        let needed = 2 + 2 * config.disks.len();
+    fn of(plan: &Plan, descriptors: Vec<OwnedFd>) -> Result<Self, MachineError> {
+        let needed = 2 + 2 * plan.config.disks.len() + plan.nets.len();
         if descriptors.len() != needed {
             return Err(MachineError::Descriptors(descriptors.len(), needed));
         }
         let mut files = descriptors.into_iter().map(File::from);
         let mut next = || files.next().expect("the number was checked");
         let log = next();
-        let disks = config.disks.iter().map(|_| (next(), next())).collect();
-        Ok(Self { log, disks, image: next() })
+        let disks = plan.config.disks.iter().map(|_| (next(), next())).collect();
+        let links = plan.nets.iter().map(|_| next().into()).collect();
+        Ok(Self { log, disks, links, image: next() })
     }
 }
 
 /// Makes the machine, stopped before its first instruction.
 pub(super) fn build(
-    config: MachineConfig,
+    what: (MachineConfig, Vec<NetConfig>),
     start: Start,
     descriptors: Vec<OwnedFd>,
     kit: Kit,
     on_end: &OnEnd,
 ) -> Result<Machine, MachineError> {
-    let plan = Plan::new(config, start)?;
-    let Parts { log, disks: disk_files, mut image } = Parts::of(&plan.config, descriptors)?;
+    let plan = Plan::new(what, start)?;
+    let Parts { log, disks: disk_files, links, mut image } = Parts::of(&plan, descriptors)?;
     let Kit { kvm, vm, first_vcpu, mut handover } = kit;
     if let Some(saved) = plan.saved() {
         saved.cpus.check_host(&kvm)?;
@@ -138,7 +145,7 @@ pub(super) fn build(
             (saved.cpus.clone(), make_vcpus(&vm, first_vcpu, &saved.cpus, plan.vcpus)?)
         }
     };
-    let vsock = start_devices(&devices.virtio, &disks, plan.saved())?;
+    let vsock = start_devices(&devices.virtio, &disks, links, plan.saved())?;
     let vcpus = start_vcpus(fds, &devices, on_end)?;
     let waiting = match plan.begin {
         Begin::Boot { .. } => None,
@@ -186,7 +193,7 @@ fn register(
     Ok(())
 }
 
-/// The disks, then vsock, then rng; with their saved states if there are some.
+/// The disks, vsock, rng, then the network devices; with their saved states if there are some.
 fn make_transports(
     plan: &Plan,
     ram: &Arc<Ram>,
@@ -197,6 +204,7 @@ fn make_transports(
         identities.push(Block::identity(disk.len, disk.read_only)?);
     }
     identities.extend([Vsock::identity(), Rng::identity()]);
+    identities.extend(plan.nets.iter().map(|net| Net::identity(net.mac)));
     let mut transports = Vec::new();
     for identity in identities {
         let transport = Transport::new(identity, Arc::clone(ram), Arc::clone(gate));
@@ -213,7 +221,7 @@ fn make_transports(
 fn connect(vm: &VmFd, virtio: &[Arc<Transport>]) -> Result<Vec<VirtioWindow>, MachineError> {
     let mut windows = Vec::new();
     for (index, transport) in virtio.iter().enumerate() {
-        let window = wiring::window(index).ok_or(MachineError::Disks(virtio.len()))?;
+        let window = wiring::window(index).ok_or(MachineError::Devices(virtio.len()))?;
         wiring::connect(vm, transport, window)?;
         windows.push(window);
     }
@@ -247,14 +255,20 @@ fn make_vcpus(
 fn start_devices(
     virtio: &[Arc<Transport>],
     disks: &[Arc<Disk>],
+    links: Vec<OwnedFd>,
     saved: Option<&MachineState>,
 ) -> Result<Vsock, MachineError> {
     let (blocks, others) = virtio.split_at(disks.len());
     for (index, (transport, disk)) in blocks.iter().zip(disks).enumerate() {
         Block::start(&format!("disk{index}"), Arc::clone(transport), Arc::clone(disk))?;
     }
-    let [vsock, rng] = others else { return Err(MachineError::Disks(disks.len())) };
+    let [vsock, rng, nets @ ..] = others else {
+        return Err(MachineError::Devices(virtio.len()));
+    };
     Rng::start(Arc::clone(rng))?;
+    for (index, (transport, link)) in nets.iter().zip(links).enumerate() {
+        Net::start(&format!("net{index}"), Arc::clone(transport), link)?;
+    }
     Ok(Vsock::start(Arc::clone(vsock), saved.map(|saved| &saved.vsock))?)
 }
 

@@ -37,8 +37,8 @@ pub(super) enum MachineError {
     Descriptors(usize, usize),
     #[error("{0} vCPUs: a machine has 1 to 32")]
     Vcpus(u32),
-    #[error("{0} disks: at most {max} fit", max = wiring::DEVICES_MAX - 2)]
-    Disks(usize),
+    #[error("{0} devices: at most {max} fit, vsock and rng included", max = wiring::DEVICES_MAX)]
+    Devices(usize),
     #[error(transparent)]
     Kvm(#[from] KvmError),
     #[error(transparent)]

@@ -139,10 +139,11 @@ impl Server<'_> {
                 rustix::stdio::dup2_stderr(&log).map_err(text)?;
                 Ok(VmmReply::Logging)
             }
-            VmmRequest::Build { config, start } => {
+            VmmRequest::Build { config, nets, start } => {
                 let kit = self.kit.take().ok_or("this process has had its machine already")?;
                 let kit = kit.map_err(text)?;
-                let machine = build(config, start, descriptors, kit, &self.on_end).map_err(text)?;
+                let machine =
+                    build((config, nets), start, descriptors, kit, &self.on_end).map_err(text)?;
                 let regions = machine.handover().regions();
                 self.machine = Some(machine);
                 Ok(VmmReply::Built { regions })

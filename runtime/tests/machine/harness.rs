@@ -164,7 +164,7 @@ impl Machine {
         let overlay = tempfile::tempfile().unwrap();
         overlay.set_len(config.disks[0].len).unwrap();
         let append = File::options().append(true).open(log.path()).unwrap();
-        let request = VmmRequest::Build { config: config.clone(), start };
+        let request = VmmRequest::Build { config: config.clone(), nets: Vec::new(), start };
         let pool = read_only(disk);
         let image = read_only(image);
         let descriptors = [append.as_fd(), pool.as_fd(), overlay.as_fd(), image.as_fd()];

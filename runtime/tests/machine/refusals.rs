@@ -15,7 +15,7 @@ fn boot(config: &MachineConfig, kernel: &[u8]) -> Result<VmmReply, String> {
 fn build(config: &MachineConfig, start: Start, image: &std::fs::File) -> Result<VmmReply, String> {
     let disk = memfd(&[0; 8192]);
     let (log, overlay) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-    let request = VmmRequest::Build { config: config.clone(), start };
+    let request = VmmRequest::Build { config: config.clone(), nets: Vec::new(), start };
     let descriptors = [log.as_fd(), disk.as_fd(), overlay.as_fd(), image.as_fd()];
     Process::start().ask(&request, &descriptors).map(|(reply, _)| reply)
 }

@@ -161,6 +161,9 @@ pub struct Identity {
     pub hostname: String,
     /// Machine id: 32 lower-case hexadecimal digits.
     pub machine_id: String,
+    /// Ethernet addresses of its network devices. An agent that knows nothing
+    /// of them does not look this far.
+    pub ethernet: Vec<[u8; 6]>,
 }
 
 impl std::fmt::Debug for Identity {
@@ -172,6 +175,7 @@ impl std::fmt::Debug for Identity {
             .field("realtime_ns", &self.realtime_ns)
             .field("hostname", &self.hostname)
             .field("machine_id", &self.machine_id)
+            .field("ethernet", &self.ethernet)
             .finish()
     }
 }

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use coppice_engine::Settings;
 
+use crate::cable::Cable;
 use crate::rpc::{ImportFormat, ReadExtent};
 use crate::supervisor::{FORKS, MEMORY_MIB, VCPUS};
 
@@ -274,6 +275,11 @@ pub(crate) struct Run {
     /// Kernel command line to use instead of the usual one
     #[arg(long, value_name = "TEXT")]
     pub(crate) cmdline: Option<String>,
+    /// Add a network device: `bridge:NAME` connects it to a bridge of the host,
+    /// `tap` makes a tap device that you connect (`coppice ps --json` names
+    /// it), `tap:NAME` takes one that exists. Once for each device
+    #[arg(long = "net", value_name = "WHERE")]
+    pub(crate) nets: Vec<Cable>,
     /// Leave the machine stopped before its first instruction
     #[arg(long, requires = "snapshot")]
     pub(crate) paused: bool,
@@ -309,6 +315,10 @@ pub(crate) struct Fork {
     /// Name of the fork, or the beginning of all their names
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// Where each network device that the source has leads, as for `run`
+    /// [default: the bridge that the machine is on, else a tap device each]
+    #[arg(long = "net", value_name = "WHERE")]
+    pub(crate) nets: Vec<Cable>,
     /// Leave them stopped before their first instruction
     #[arg(long)]
     pub(crate) paused: bool,

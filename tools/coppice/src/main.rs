@@ -1,5 +1,6 @@
 //! `coppice`: capture running machines whole, regrow them as forks.
 
+mod cable;
 mod cli;
 mod client;
 mod commands;

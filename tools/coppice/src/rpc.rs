@@ -6,8 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cable::Cable;
+
 /// Both ends must agree on this number; it changes with any message.
-pub(crate) const PROTOCOL: u32 = 11;
+pub(crate) const PROTOCOL: u32 = 12;
 
 /// The first message of every connection, from the command line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -162,6 +164,8 @@ pub(crate) struct Boot {
     pub(crate) cpus: u32,
     /// Replaces the default kernel command line.
     pub(crate) cmdline: Option<String>,
+    /// One for each network device.
+    pub(crate) nets: Vec<Cable>,
 }
 
 /// Starts `count` machines that continue from one instant.
@@ -176,6 +180,8 @@ pub(crate) struct Fork {
     pub(crate) paused: bool,
     /// Refuses a machine as the source.
     pub(crate) snapshot_only: bool,
+    /// One for each network device; none means as before.
+    pub(crate) nets: Vec<Cable>,
 }
 
 /// From the supervisor.
@@ -294,6 +300,8 @@ pub(crate) struct MachineShape {
     pub(crate) memory_bytes: u64,
     pub(crate) vcpus: u32,
     pub(crate) disks: Vec<u64>,
+    /// Number of network devices.
+    pub(crate) nets: usize,
 }
 
 /// `stats --json`.
@@ -445,6 +453,15 @@ pub(crate) struct Captured {
     pub(crate) seconds: f64,
 }
 
+/// A machine's network device.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct NetLine {
+    /// The host's end.
+    pub(crate) tap: String,
+    /// Ethernet address of the guest's end.
+    pub(crate) mac: String,
+}
+
 /// One line of `ps`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct MachineLine {
@@ -473,6 +490,8 @@ pub(crate) struct MachineLine {
     pub(crate) store_faults: u64,
     /// Pages read from the store for it, neighbours included.
     pub(crate) pages_installed: u64,
+    /// Its network devices, while it runs.
+    pub(crate) nets: Vec<NetLine>,
 }
 
 /// Page server counters.

@@ -7,6 +7,7 @@
 //! until the driver resets it.
 
 mod block;
+mod net;
 mod prefault;
 mod rng;
 mod segments;
@@ -17,6 +18,7 @@ mod vsock;
 mod worker;
 
 pub(crate) use block::{Block, BlockError, Disk, DiskError};
+pub(crate) use net::Net;
 pub(crate) use rng::Rng;
 pub(crate) use transport::{Identity, Transport, TransportError, TransportState};
 pub(crate) use vsock::{Vsock, VsockState};

@@ -7,6 +7,7 @@
 mod agent;
 mod children;
 mod copy;
+mod ethernet;
 mod exec;
 mod init;
 mod link;

@@ -57,6 +57,8 @@ pub(super) fn renew(targets: &Targets, identity: &Identity) -> Result<(), RenewE
         set_clock(identity.realtime_ns).map_err(system("set the clock"))?;
         rustix::system::sethostname(identity.hostname.as_bytes())
             .map_err(|errno| system("set the host name")(errno.into()))?;
+        super::ethernet::set_addresses(&identity.ethernet)
+            .map_err(system("set the ethernet addresses"))?;
     }
     let etc = targets.root.join("etc");
     rewrite(&etc.join("machine-id"), &identity.machine_id)
@@ -79,6 +81,10 @@ fn check(identity: &Identity) -> Result<(), RenewError> {
     }
     if hostname.first() == Some(&b'-') || hostname.last() == Some(&b'-') {
         return Err(RenewError::Invalid("the host name neither begins nor ends with a hyphen"));
+    }
+    // The lowest bit of the first byte means a group of machines.
+    if identity.ethernet.iter().any(|address| address[0] & 1 != 0 || *address == [0; 6]) {
+        return Err(RenewError::Invalid("an ethernet address is one machine's"));
     }
     let hexadecimal = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     if identity.machine_id.len() != 32 || !identity.machine_id.bytes().all(hexadecimal) {
@@ -151,6 +157,7 @@ mod tests {
             realtime_ns: 1_700_000_000_000_000_000,
             hostname: "fork-7".to_owned(),
             machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
+            ethernet: Vec::new(),
         }
     }
 

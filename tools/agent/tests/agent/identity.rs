@@ -11,6 +11,7 @@ fn identity(generation: u64) -> Identity {
         realtime_ns: 1_700_000_000_000_000_000,
         hostname: "stem-1".to_owned(),
         machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
+        ethernet: Vec::new(),
     }
 }
 

@@ -24,6 +24,7 @@ pub(super) fn run(client: &Client, options: cli::Run, out: Output) -> Result<()>
             name: options.name,
             paused: options.paused,
             snapshot_only: true,
+            nets: options.nets,
         }),
         (None, _) => Request::Boot(Boot {
             name: options.name,
@@ -31,6 +32,7 @@ pub(super) fn run(client: &Client, options: cli::Run, out: Output) -> Result<()>
             memory_mib: options.memory,
             cpus: options.cpus,
             cmdline: options.cmdline,
+            nets: options.nets,
         }),
     };
     check_kvm()?;
@@ -61,6 +63,7 @@ pub(super) fn fork(client: &Client, options: cli::Fork, out: Output) -> Result<(
         name: options.name,
         paused: options.paused,
         snapshot_only: false,
+        nets: options.nets,
     });
     let bar = Bar::new();
     let (reply, _) = client.ask(request, &[], &mut |step| bar.show(&step))?;

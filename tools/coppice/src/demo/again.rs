@@ -51,6 +51,7 @@ impl Demonstration<'_> {
             name: Some("grandchild".to_owned()),
             paused: false,
             snapshot_only: true,
+            nets: Vec::new(),
         });
         self.client.call(request)?;
         let word = Keeper::connect(&self.client, "grandchild")?.ask("recall")?;

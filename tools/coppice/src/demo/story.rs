@@ -71,6 +71,7 @@ impl Demonstration<'_> {
             memory_mib: self.options.memory,
             cpus: 1,
             cmdline: None,
+            nets: Vec::new(),
         };
         let (reply, _) = self.client.ask(Request::Boot(boot), &with_file(&kernel), &mut |_| {})?;
         let Reply::Forked(_) = reply else { return unexpected(&reply) };
@@ -129,6 +130,7 @@ impl Demonstration<'_> {
             name: Some(name.to_owned()),
             paused,
             snapshot_only: true,
+            nets: Vec::new(),
         });
         match self.client.call(request)? {
             Reply::Forked(forked) => Ok(forked),

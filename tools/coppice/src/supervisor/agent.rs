@@ -1,6 +1,7 @@
 //! Reaching the agent in a guest, never before the guest has its own identity.
 
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use coppice_agent::{AGENT_PORT, Client, ClientError, Identity, MIN_ENTROPY};
 
 use super::capture::alive;
 use super::machine::{Live, Machine, State, lock};
-use super::{Supervisor, clock};
+use super::{Supervisor, clock, net};
 
 /// How long a guest may take until its agent listens: it may still boot.
 const AGENT_LIMIT: Duration = Duration::from_secs(180);
@@ -32,39 +33,8 @@ impl Supervisor {
     /// that the agent must hear.
     pub(crate) fn agent_stream(&self, name: &str) -> Result<(UnixStream, u64)> {
         let machine = self.table.get(name)?;
-        let generation = self.renew(&machine)?;
+        let generation = renew(&machine)?;
         Ok((alive(&machine)?.vmm.connect(AGENT_PORT)?, generation))
-    }
-
-    /// Makes sure that a machine has fresh entropy, the right time and a name
-    /// of its own; returns its generation.
-    pub(crate) fn renew(&self, machine: &Machine) -> Result<u64> {
-        let mut renewed = lock(&machine.identity.renewed);
-        let wanted = machine.identity.wanted.load(Ordering::Acquire);
-        refuse_paused(machine)?;
-        if *renewed == wanted {
-            return Ok(wanted);
-        }
-        let begun = Instant::now();
-        loop {
-            let live = alive(machine)?;
-            refuse_paused(machine)?;
-            match renew_once(&live, machine, wanted, ANSWER_LIMIT) {
-                Ok(()) => break,
-                Err(error @ ClientError::Refused { .. }) => return Err(error.into()),
-                Err(error) if begun.elapsed() > AGENT_LIMIT => {
-                    return Err(error).with_context(|| {
-                        format!(
-                            "no agent answers in {}: is coppice-agent on its disk? `coppice logs {}` shows its console",
-                            machine.name, machine.name
-                        )
-                    });
-                }
-                Err(_) => std::thread::sleep(RETRY),
-            }
-        }
-        *renewed = wanted;
-        Ok(wanted)
     }
 
     /// Asks the guest to shut down and waits until it has.
@@ -82,6 +52,52 @@ impl Supervisor {
     }
 }
 
+/// Makes sure that a machine has fresh entropy, the right time and a name
+/// of its own; returns its generation.
+pub(crate) fn renew(machine: &Machine) -> Result<u64> {
+    let mut renewed = lock(&machine.identity.renewed);
+    let wanted = machine.identity.wanted.load(Ordering::Acquire);
+    refuse_paused(machine)?;
+    if *renewed == wanted {
+        return Ok(wanted);
+    }
+    let begun = Instant::now();
+    let live = loop {
+        let live = alive(machine)?;
+        refuse_paused(machine)?;
+        match renew_once(&live, machine, wanted, ANSWER_LIMIT) {
+            Ok(()) => break live,
+            Err(error @ ClientError::Refused { .. }) => return Err(error.into()),
+            Err(error) if begun.elapsed() > AGENT_LIMIT => {
+                return Err(error).with_context(|| {
+                    format!(
+                        "no agent answers in {}: is coppice-agent on its disk? `coppice logs {}` shows its console",
+                        machine.name, machine.name
+                    )
+                });
+            }
+            Err(_) => std::thread::sleep(RETRY),
+        }
+    };
+    net::plug(&live.nets)?;
+    *renewed = wanted;
+    Ok(wanted)
+}
+
+/// Starts a renewal, because a machine on a network cannot wait until somebody
+/// talks to its agent.
+pub(super) fn plug_when_renewed(machine: &Arc<Machine>, live: &Live) -> Result<()> {
+    if live.nets.is_empty() {
+        return Ok(());
+    }
+    let machine = Arc::clone(machine);
+    super::spawn("renew", move || {
+        if let Err(error) = renew(&machine) {
+            tracing::warn!(machine = machine.name, %error, "no network: its address is not renewed");
+        }
+    })
+}
+
 /// Nobody in a paused machine can answer.
 fn refuse_paused(machine: &Machine) -> Result<()> {
     if machine.state() == State::Paused {
@@ -97,7 +113,8 @@ fn renew_once(
     limit: Duration,
 ) -> Result<(), ClientError> {
     let mut agent = Client::new(reach(live, limit)?, generation)?;
-    let mut identity = identity(&machine.name, generation)?;
+    let ethernet = live.nets.iter().map(|net| net.mac).collect();
+    let mut identity = identity(&machine.name, generation, ethernet)?;
     for _ in 0..CLOCK_TRIES {
         identity.realtime_ns = clock::realtime_ns();
         let sent = Instant::now();
@@ -144,7 +161,7 @@ pub(crate) fn generation() -> Result<u64> {
 }
 
 /// What makes this machine different from its siblings.
-fn identity(name: &str, generation: u64) -> Result<Identity, ClientError> {
+fn identity(name: &str, generation: u64, ethernet: Vec<[u8; 6]>) -> Result<Identity, ClientError> {
     let failed = |error: anyhow::Error| {
         ClientError::Connection(std::io::Error::other(error.to_string()).into())
     };
@@ -160,6 +177,7 @@ fn identity(name: &str, generation: u64) -> Result<Identity, ClientError> {
         realtime_ns: clock::realtime_ns(),
         hostname: hostname(name),
         machine_id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
+        ethernet,
     })
 }
 

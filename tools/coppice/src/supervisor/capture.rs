@@ -53,7 +53,7 @@ impl Supervisor {
         let gathered = gathered?;
         let record = SnapshotRecord {
             images: gathered.images.clone(),
-            config: super::config::encode(&machine.config)?,
+            config: super::config::encode(&machine.config, machine.nets.len())?,
             parent: lineage.snapshot,
         };
         let commit = CommitOptions { name, ..CommitOptions::default() };

@@ -102,11 +102,13 @@ impl Supervisor {
             .collect::<Result<_>>()?;
         let machine = match kind(&entry) {
             "machine" => {
-                let config = super::config::decode(&entry.record.config)?;
+                let recorded = super::config::decode(&entry.record.config)?;
+                let config = recorded.machine;
                 Some(MachineShape {
                     memory_bytes: config.memory_bytes,
                     vcpus: config.vcpus,
                     disks: config.disks.iter().map(|disk| disk.len).collect(),
+                    nets: recorded.nets,
                 })
             }
             _ => None,

@@ -13,10 +13,13 @@ use coppice_runtime::protocol::{
     Content, DiskConfig, MachineConfig, MachineKey, PoolId, Region, Start, VmmEvent,
 };
 
-use super::Supervisor;
+use super::config::Recorded;
 use super::machine::{Identity, Lineage, Live, Machine, State, lock};
+use super::net::Net;
 use super::pools::Pool;
 use super::table::Reserved;
+use super::{Supervisor, net};
+use crate::cable::Cable;
 use crate::rpc::{Boot, Fork, Forked, Progress, Ready};
 
 /// What the kernel is told when the caller does not say otherwise.
@@ -33,6 +36,7 @@ pub(crate) const FORKS: RangeInclusive<u64> = 1..=10_000;
 /// Everything needed to make machines that begin alike.
 struct Template {
     config: MachineConfig,
+    nets: Vec<Cable>,
     lineage: Lineage,
     source: Option<String>,
     disks: Vec<Arc<Pool>>,
@@ -49,6 +53,7 @@ impl Supervisor {
     pub(crate) fn boot(&self, boot: &Boot, kernel: OwnedFd) -> Result<Forked> {
         let begun = Instant::now();
         check_shape(boot)?;
+        net::check_count(&boot.nets)?;
         let reserved = match &boot.name {
             Some(name) => self.table.reserve(name)?,
             None => self.table.reserve_series("vm", 1)?.pop().context("no free machine name")?,
@@ -70,6 +75,7 @@ impl Supervisor {
         let cmdline = boot.cmdline.clone().unwrap_or_else(|| DEFAULT_CMDLINE.to_owned());
         let template = Template {
             config,
+            nets: boot.nets.clone(),
             disks: self.pools_of(&images)?,
             lineage: Lineage { snapshot: None, memory: None, disks: images, lease },
             source: boot.disks.first().cloned(),
@@ -85,14 +91,15 @@ impl Supervisor {
         within("--count", u64::from(fork.count), &FORKS)?;
         let machine = if fork.snapshot_only { None } else { self.table.find(&fork.source) };
         let begun = Instant::now();
-        let (entry, parent_pause_us) = match machine {
+        let (entry, parent_pause_us) = match &machine {
             Some(machine) => {
-                let captured = self.capture(&machine, None)?;
+                let captured = self.capture(machine, None)?;
                 (self.store.lookup(&captured.id)?, captured.pause_us)
             }
             None => (self.entry_for_start(fork)?, 0),
         };
-        let template = self.template(&entry, &fork.source)?;
+        let parent = machine.as_ref().map(|machine| machine.nets.as_slice());
+        let template = self.template(&entry, fork, parent)?;
         let mut machines = Vec::new();
         if let Err(error) = self.make_all(&template, fork, begun, &mut machines, report) {
             // All or nothing: nobody is told the names of a part.
@@ -172,7 +179,8 @@ impl Supervisor {
         images.iter().map(|image| self.pools.get(image, &self.store, &self.pager()?)).collect()
     }
 
-    fn template(&self, entry: &Entry, source: &str) -> Result<Template> {
+    fn template(&self, entry: &Entry, fork: &Fork, parent: Option<&[Cable]>) -> Result<Template> {
+        let source = fork.source.as_str();
         let (Some(memory), Some(state)) =
             (find_image(entry, Role::Memory), find_image(entry, Role::State))
         else {
@@ -180,7 +188,8 @@ impl Supervisor {
                 "{source} is not a machine: start it with `coppice run --kernel K --disk {source}`"
             );
         };
-        let config = super::config::decode(&entry.record.config)?;
+        let Recorded { machine: config, nets } = super::config::decode(&entry.record.config)?;
+        let nets = net::of_forks(source, (nets, fork.count), &fork.nets, parent)?;
         let images: Vec<ImageRef> = (0..config.disks.len())
             .map(|index| {
                 let role = Role::Disk(u16::try_from(index)?);
@@ -196,6 +205,7 @@ impl Supervisor {
         };
         Ok(Template {
             config,
+            nets,
             disks: self.pools_of(&images)?,
             lineage: Lineage {
                 snapshot: Some(entry.id),
@@ -242,6 +252,7 @@ impl Supervisor {
             key: MachineKey(self.next_key()),
             folder,
             config: template.config.clone(),
+            nets: template.nets.clone(),
             source: template.source.clone(),
             releasing: Mutex::new(()),
             turn: Mutex::new(()),
@@ -272,16 +283,21 @@ impl Supervisor {
         let overlays = (0..template.config.disks.len())
             .map(|index| new_overlay(machine, index, template.config.disks[index].len))
             .collect::<Result<Vec<File>>>()?;
+        let nets = template.nets.iter().map(Net::new).collect::<Result<Vec<Net>>>()?;
         let vmm = self.spawn_vmm(machine, &log)?;
-        let built = build(&vmm, template, &console, &overlays)?;
+        let built = build(&vmm, template, &console, (&overlays, &nets))?;
         let pools = attach(self, machine, template, &built)?;
-        let live = Arc::new(Live { vmm, built, overlays, _pools: pools });
+        let live = Arc::new(Live { vmm, built, overlays, nets, _pools: pools });
         *lock(&machine.live) = Some(Arc::clone(&live));
         if paused {
             return Ok(None);
         }
         let entered_ns = live.vmm.resume()?;
         machine.now(State::Running);
+        match &template.origin {
+            Origin::Kernel { .. } => net::plug(&live.nets)?,
+            Origin::Instant { .. } => super::agent::plug_when_renewed(machine, &live)?,
+        }
         Ok(Some(entered_ns))
     }
 
@@ -348,12 +364,18 @@ fn new_overlay(machine: &Machine, index: usize, len: u64) -> Result<File> {
     Ok(file)
 }
 
-fn build(vmm: &Vmm, template: &Template, console: &File, overlays: &[File]) -> Result<Built> {
+fn build(
+    vmm: &Vmm,
+    template: &Template,
+    console: &File,
+    (overlays, nets): (&[File], &[Net]),
+) -> Result<Built> {
     let mut descriptors: Vec<BorrowedFd<'_>> = vec![console.as_fd()];
     for (pool, overlay) in template.disks.iter().zip(overlays) {
         descriptors.push(pool.memory.as_fd());
         descriptors.push(overlay.as_fd());
     }
+    descriptors.extend(nets.iter().map(|net| net.tap.file().as_fd()));
     let start = match &template.origin {
         Origin::Kernel { cmdline, kernel } => {
             descriptors.push(kernel.as_fd());
@@ -364,7 +386,8 @@ fn build(vmm: &Vmm, template: &Template, console: &File, overlays: &[File]) -> R
             Start::Restore { state: state.clone() }
         }
     };
-    Ok(vmm.build(template.config.clone(), start, &descriptors)?)
+    let nets = nets.iter().map(Net::config).collect();
+    Ok(vmm.build(template.config.clone(), nets, start, &descriptors)?)
 }
 
 /// Has the page server answer the machine's faults; returns the pools in use.

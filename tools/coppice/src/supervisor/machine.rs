@@ -9,7 +9,9 @@ use coppice_engine::{ImageRef, Lease, SnapshotId};
 use coppice_runtime::host::{Built, Vmm};
 use coppice_runtime::protocol::{MachineConfig, MachineFaults, MachineKey};
 
+use super::net::Net;
 use super::pools::Pool;
+use crate::cable::Cable;
 
 /// What a machine is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +69,7 @@ pub(crate) struct Live {
     pub(crate) built: Built,
     /// The overlay of each disk.
     pub(crate) overlays: Vec<File>,
+    pub(crate) nets: Vec<Net>,
     /// Keeps the pools of its mappings open.
     pub(crate) _pools: Vec<Arc<Pool>>,
 }
@@ -78,6 +81,8 @@ pub(crate) struct Machine {
     pub(crate) key: MachineKey,
     pub(crate) folder: PathBuf,
     pub(crate) config: MachineConfig,
+    /// Where its network devices lead.
+    pub(crate) nets: Vec<Cable>,
     /// What it was started from, for people.
     pub(crate) source: Option<String>,
     /// Held while the machine's process is let go, so that whoever comes

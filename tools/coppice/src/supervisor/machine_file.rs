@@ -70,6 +70,7 @@ pub(crate) fn find_ended(paths: &Paths, table: &Table) -> Result<()> {
                 vcpus: saved.vcpus,
                 disks: Vec::new(),
             },
+            nets: Vec::new(),
             source: saved.source,
             releasing: Mutex::new(()),
             turn: Mutex::new(()),

@@ -11,9 +11,10 @@ use anyhow::{Context, Result, bail};
 use coppice_runtime::protocol::MachineFaults;
 
 use super::capture::alive;
-use super::machine::{Machine, State, lock};
-use super::{Supervisor, usage};
-use crate::rpc::{MachineLine, PoolLine, Pools, Reply};
+use super::machine::{Live, Machine, State, lock};
+use super::net::Net;
+use super::{Supervisor, net, usage};
+use crate::rpc::{MachineLine, NetLine, PoolLine, Pools, Reply};
 
 /// How long a machine may take to stop its vCPUs.
 const PAUSE_LIMIT: Duration = Duration::from_secs(30);
@@ -64,7 +65,7 @@ impl Supervisor {
     /// Opens a stream to a port in the guest.
     pub(crate) fn connect(&self, name: &str, port: u32) -> Result<UnixStream> {
         let machine = self.table.get(name)?;
-        self.renew(&machine)?;
+        super::agent::renew(&machine)?;
         Ok(alive(&machine)?.vmm.connect(port)?)
     }
 
@@ -96,6 +97,7 @@ impl Supervisor {
             machine.identity.wanted.store(super::agent::generation()?, Ordering::Release);
             live.vmm.resume()?;
             machine.now(State::Running);
+            super::agent::plug_when_renewed(&machine, &live)?;
         }
         Ok(Reply::Done)
     }
@@ -163,6 +165,11 @@ fn end_now(machine: &Arc<Machine>, why: &str) {
     }
 }
 
+fn net_lines(live: &Live) -> Vec<NetLine> {
+    let line = |net: &Net| NetLine { tap: net.tap.name().to_owned(), mac: net::spell(net.mac) };
+    live.nets.iter().map(line).collect()
+}
+
 fn line(machine: &Machine, faults: MachineFaults) -> MachineLine {
     let state = machine.state();
     let live = machine.live();
@@ -185,5 +192,6 @@ fn line(machine: &Machine, faults: MachineFaults) -> MachineLine {
         faults: faults.faults,
         store_faults: faults.store_faults,
         pages_installed: faults.pages_installed,
+        nets: live.as_deref().map_or_else(Vec::new, net_lines),
     }
 }

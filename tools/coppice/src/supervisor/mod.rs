@@ -17,6 +17,7 @@ mod lineage;
 mod machine;
 mod machine_file;
 mod machines;
+mod net;
 pub(crate) mod paths;
 mod piped;
 mod pools;
