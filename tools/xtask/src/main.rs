@@ -65,8 +65,8 @@ enum Command {
     /// Measures Coppice beside restic, borg, casync and rustic on the same
     /// files, and prints JSON.
     BenchPeers(peers::Options),
-    /// Draws what `bench-peers` printed.
-    Plots(peers::plots::Options),
+    /// Puts what `bench-peers` printed into our pages: plots and tables.
+    Plots(peers::publish::Options),
     /// Reads blocks of a file, for `bench-peers`.
     #[command(hide = true)]
     ReadBlocks {
@@ -124,7 +124,7 @@ fn run(command: Command) -> Result<ExitCode> {
             setup::run()?;
             peers::run(&checkout, &options)?;
         }
-        Command::Plots(options) => peers::plots::run(&checkout, &options)?,
+        Command::Plots(options) => peers::publish::run(&checkout, &options)?,
         Command::ReadBlocks { .. } => unreachable!("it was read above"),
         Command::Guest(options) => make_guest(&checkout, &options)?,
         Command::Tidy => tidy::run(&checkout)?,

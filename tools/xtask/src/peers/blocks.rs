@@ -12,13 +12,15 @@ use anyhow::{Context, Result, bail};
 /// Length of a block.
 pub(super) const BLOCK: u64 = 4096;
 /// Blocks of each file.
-const PER_FILE: usize = 200;
+pub(super) const PER_FILE: usize = 200;
+/// Offsets of blocks in each file.
+pub(super) type Drawn = BTreeMap<PathBuf, Vec<u64>>;
 /// How often a block that is all zeros is drawn again.
 const DRAWS_MAX: usize = 200;
 
 /// Offsets in each file, in no order; blocks of zeros only where there is
 /// little else.
-pub(super) fn draw(files: &[PathBuf]) -> Result<BTreeMap<PathBuf, Vec<u64>>> {
+pub(super) fn draw(files: &[PathBuf]) -> Result<Drawn> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut drawn = BTreeMap::new();
     for path in files {
@@ -46,7 +48,7 @@ pub(super) fn draw(files: &[PathBuf]) -> Result<BTreeMap<PathBuf, Vec<u64>>> {
 }
 
 /// All drawn blocks, as they are in the files.
-pub(super) fn contents(drawn: &BTreeMap<PathBuf, Vec<u64>>) -> Result<Vec<u8>> {
+pub(super) fn contents(drawn: &Drawn) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     for (path, offsets) in drawn {
         let file = File::open(path).with_context(|| format!("no {}", path.display()))?;

@@ -2,26 +2,31 @@
 //! the same files, in turn, with figures that anyone can take again.
 //!
 //! Every operation is one shell command under GNU `time`, so that wall and CPU
-//! seconds and the largest process count alike for all; the page cache is
-//! dropped before each. What was extracted is compared with what went in.
+//! seconds and the largest process count alike for all. All programs take one
+//! step before any takes the next, so a noisy host meets all alike. What was
+//! extracted or read is compared with what went in.
 
 pub(crate) mod blocks;
 mod corpus;
+mod figures;
 mod measure;
-pub(crate) mod plots;
+mod plots;
 mod program;
+pub(crate) mod publish;
+mod report;
+mod round;
+mod steps;
 mod table;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
+use anyhow::{Context, Result};
 
 use crate::checkout::Checkout;
 use corpus::Corpus;
-use measure::{Figures, measure, measure_warm, stored_bytes};
 use program::Program;
+use report::{Host, Outcome, Report};
+use round::Round;
 
 /// What to compare, and on what.
 #[derive(Debug, clap::Args)]
@@ -29,7 +34,8 @@ pub(crate) struct Options {
     /// A folder of files to use instead of the corpus that this command makes
     #[arg(long, value_name = "DIR")]
     corpus: Option<PathBuf>,
-    /// Programs to run: coppice, restic, borg, casync, rustic
+    /// Programs to run: coppice, restic, borg, casync, rustic; NAME@LEVEL has
+    /// a zstd level of its own
     #[arg(
         long,
         value_name = "NAMES",
@@ -37,58 +43,19 @@ pub(crate) struct Options {
         default_value = "coppice,restic,borg,casync,rustic"
     )]
     programs: Vec<String>,
-    /// Compress at this zstd level, as far as a program can be told [default:
-    /// 1; restic and casync know only 3]
-    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u8).range(1..=19))]
-    zstd_level: Option<u8>,
+    /// Compress at this zstd level, as far as a program can be told; restic
+    /// and casync know only 3
+    #[arg(long, value_name = "LEVEL", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=19))]
+    zstd_level: u8,
+    /// How often all is done
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
     /// Where the stores are made [default: a folder beside the cache]
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
     /// A table instead of JSON
     #[arg(long)]
     table: bool,
-}
-
-/// All that was measured.
-#[derive(Debug, Serialize, Deserialize)]
-struct Report {
-    corpus_files: usize,
-    /// Lengths of all files.
-    logical_bytes: u64,
-    /// Blocks that they take on the disk; the rest is holes.
-    data_bytes: u64,
-    load_average_before: String,
-    programs: Vec<Outcome>,
-}
-
-/// What one program did.
-#[derive(Debug, Serialize, Deserialize)]
-struct Outcome {
-    program: String,
-    version: String,
-    compression: String,
-    /// The first file into an empty store.
-    ingest_first: Figures,
-    /// All others, one after the other.
-    ingest_rest: Figures,
-    /// All again, unchanged.
-    ingest_again: Figures,
-    /// All out again.
-    extract: Figures,
-    /// And once more, with what the page cache has from before.
-    extract_again: Figures,
-    /// Blocks of 4 KiB read at random.
-    blocks_read: usize,
-    /// What that took, with what it takes to begin and to end; none if the
-    /// program cannot.
-    read: Option<Figures>,
-    /// The same blocks once more, with what the page cache has.
-    read_again: Option<Figures>,
-    stored_bytes_first: u64,
-    stored_bytes: u64,
-    /// Every second file removed, and its space given back.
-    delete: Figures,
-    stored_bytes_after_delete: u64,
 }
 
 /// Compares, and prints one JSON document.
@@ -103,88 +70,36 @@ pub(crate) fn run(checkout: &Checkout, options: &Options) -> Result<()> {
     };
     let programs = program::find(checkout, &options.programs, options.zstd_level)?;
     let mut report = Report {
+        host: Host::this()?,
         corpus_files: corpus.files.len(),
         logical_bytes: corpus.logical_bytes,
         data_bytes: corpus.data_bytes,
-        load_average_before: std::fs::read_to_string("/proc/loadavg")?.trim().to_owned(),
-        programs: Vec::new(),
+        blocks_per_file: blocks::PER_FILE,
+        load_averages: Vec::new(),
+        programs: programs.iter().map(outcome).collect(),
     };
-    for program in programs {
-        let work = folder.join(&program.name);
-        if work.exists() {
-            std::fs::remove_dir_all(&work)?;
+    let drawn = blocks::draw(&corpus.files)?;
+    for number in 0..options.rounds {
+        report.load_averages.push(report::load_average()?);
+        let round = Round { programs: &programs, corpus: &corpus, drawn: &drawn, folder: &folder };
+        let runs = round.run(usize::try_from(number)?, options.rounds)?;
+        for (outcome, runs) in report.programs.iter_mut().zip(runs) {
+            outcome.add(runs);
         }
-        crate::cache::create(&work)?;
-        let outcome = compare(&program, &corpus, &work);
-        std::fs::remove_dir_all(&work)
-            .with_context(|| format!("cannot remove {}", work.display()))?;
-        report.programs.push(outcome.with_context(|| format!("measuring {}", program.name))?);
     }
     if options.table {
         println!("{}", table::table(&report));
     } else {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        println!("{}", report.json().context("cannot print what was measured")?);
     }
     Ok(())
 }
 
-fn compare(program: &Program, corpus: &Corpus, work: &Path) -> Result<Outcome> {
-    let store = work.join("store");
-    let out = work.join("out");
-    std::fs::create_dir(&out)?;
-    let (first, rest) = corpus.files.split_first().context("the corpus is empty")?;
-    let step = |what: &str, script: String| measure(program, what, work, &script);
-    step("making an empty store", program.init.clone())?;
-    let ingest_first = step("ingesting the first file", program.ingest("", &[first]))?;
-    let stored_bytes_first = stored_bytes(&store)?;
-    let rest: Vec<&PathBuf> = rest.iter().collect();
-    let all: Vec<&PathBuf> = corpus.files.iter().collect();
-    let ingest_rest = step("ingesting the others", program.ingest("", &rest))?;
-    let stored = stored_bytes(&store)?;
-    let ingest_again = step("ingesting all again", program.ingest("again-", &all))?;
-    let extract = step("extracting all", program.extract(&all))?;
-    for file in &corpus.files {
-        ensure!(corpus::same(file, &program.extracted(&out, file))?, "{} differs", file.display());
-    }
-    std::fs::remove_dir_all(&out)?;
-    std::fs::create_dir(&out)?;
-    let extract_again = measure_warm(program, "extracting again", work, &program.extract(&all))?;
-    let drawn = blocks::draw(&corpus.files)?;
-    let (read, read_again) = read_blocks(program, work, &drawn)?;
-    let half: Vec<&PathBuf> = corpus.files.iter().step_by(2).collect();
-    let delete = step("removing every second file", program.delete(&half))?;
-    Ok(Outcome {
+fn outcome(program: &Program) -> Outcome {
+    Outcome {
         program: program.name.clone(),
         version: program.version.clone(),
         compression: program.compression.clone(),
-        ingest_first,
-        ingest_rest,
-        ingest_again,
-        extract,
-        extract_again,
-        blocks_read: drawn.values().map(Vec::len).sum(),
-        read,
-        read_again,
-        stored_bytes_first,
-        stored_bytes: stored,
-        delete,
-        stored_bytes_after_delete: stored_bytes(&store)?,
-    })
-}
-
-/// Reads the drawn blocks, cold and once more, and compares them.
-fn read_blocks(
-    program: &Program,
-    work: &Path,
-    drawn: &BTreeMap<PathBuf, Vec<u64>>,
-) -> Result<(Option<Figures>, Option<Figures>)> {
-    let Some(script) = program.read(drawn) else { return Ok((None, None)) };
-    let expected = blocks::contents(drawn)?;
-    let checked = |figures: Figures| {
-        ensure!(std::fs::read(work.join("blocks"))? == expected, "other blocks were read");
-        Ok(Some(figures))
-    };
-    let cold = checked(measure(program, "reading blocks", work, &script)?)?;
-    let warm = checked(measure_warm(program, "reading blocks again", work, &script)?)?;
-    Ok((cold, warm))
+        steps: Default::default(),
+    }
 }

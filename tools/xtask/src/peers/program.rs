@@ -1,13 +1,12 @@
 //! The programs that are compared, as shell commands. Every store is the
 //! folder `store`, and everything is extracted into `out`.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
-use super::blocks::BLOCK;
+use super::blocks::{BLOCK, Drawn};
 use crate::checkout::Checkout;
 use crate::process::{first_line, in_path};
 
@@ -43,12 +42,15 @@ struct Read {
     end: &'static str,
 }
 
+/// Waits for what the last program in the background does, unless it ends.
+const READY: &str = "ready() { until \"$@\"; do kill -0 $!; sleep 0.01; done; }";
+
 /// casync gives a device of a single file by NBD only, and mounts only trees.
 const CANNOT_READ: Read = Read { begin: "", each: "", end: "" };
 
 impl Program {
     fn script(&self, each: &str, prefix: &str, files: &[&PathBuf], last: &str) -> String {
-        let mut script = format!("{}\n", self.before);
+        let mut script = format!("{READY}\n{}\n", self.before);
         for file in files {
             script.push_str(&self.script_line(each, prefix, file));
             script.push('\n');
@@ -68,11 +70,11 @@ impl Program {
     }
 
     /// Reads blocks of all files into the file `blocks`; `None` if it cannot.
-    pub(super) fn read(&self, drawn: &BTreeMap<PathBuf, Vec<u64>>) -> Option<String> {
+    pub(super) fn read(&self, drawn: &Drawn) -> Option<String> {
         if self.read.each.is_empty() {
             return None;
         }
-        let mut script = format!("{}\n{}\n{{\n", self.before, self.read.begin);
+        let mut script = format!("{READY}\n{}\n{}\n{{\n", self.before, self.read.begin);
         for (file, offsets) in drawn {
             let blocks: Vec<String> = offsets.iter().map(|at| format!("{at}:{BLOCK}")).collect();
             let curl = |at: &u64| {
@@ -118,31 +120,32 @@ fn base(file: &Path) -> String {
 const PACKAGES: [&str; 6] = ["time", "restic", "borgbackup", "casync", "fuse", "curl"];
 
 /// The wanted programs that this machine has or can get.
-pub(super) fn find(
-    checkout: &Checkout,
-    names: &[String],
-    level: Option<u8>,
-) -> Result<Vec<Program>> {
-    if level.is_some_and(|level| level != ONLY_LEVEL) {
+pub(super) fn find(checkout: &Checkout, names: &[String], level: u8) -> Result<Vec<Program>> {
+    if level != ONLY_LEVEL {
         eprintln!(
             "xtask: restic and casync compress at zstd level {ONLY_LEVEL}, whatever they are told"
         );
     }
-    let level = level.unwrap_or(1);
     crate::setup::install(&PACKAGES)?;
     let mut programs = Vec::new();
-    for name in names {
-        match name.as_str() {
-            "coppice" => programs.push(coppice(&crate::story::build_binary(checkout)?, level)?),
-            "restic" => programs.push(restic()?),
-            "borg" => programs.push(borg(level)?),
-            "casync" => programs.push(casync()?),
+    for full_name in names {
+        let (name, level) = match full_name.split_once('@') {
+            Some((name, own)) => (name, own.parse().context("NAME@LEVEL needs a zstd level")?),
+            None => (full_name.as_str(), level),
+        };
+        let program = match name {
+            "coppice" => coppice(&crate::story::build_binary(checkout)?, level)?,
+            "restic" => restic()?,
+            "borg" => borg(level)?,
+            "casync" => casync()?,
             "rustic" if in_path("rustic").is_none() => {
                 eprintln!("xtask: rustic is left out: `cargo install rustic-rs` brings it");
+                continue;
             }
-            "rustic" => programs.push(rustic(level)?),
+            "rustic" => rustic(level)?,
             other => bail!("{other} is none of coppice, restic, borg, casync, rustic"),
-        }
+        };
+        programs.push(Program { name: full_name.clone(), ..program });
     }
     Ok(programs)
 }
@@ -173,7 +176,7 @@ fn coppice(binary: &Path, level: u8) -> Result<Program> {
         environment: environment(&[("COPPICE", &program), ("COPPICE_HOME", "store")]),
         init: "\"$COPPICE\" stats; \"$COPPICE\" serve --stop".to_owned(),
         before: format!(
-            "\"$COPPICE\" serve --zstd-level {level} & until [ -S store/run/supervisor.sock ]; do sleep 0.01; done"
+            "\"$COPPICE\" serve --zstd-level {level} & ready [ -S store/run/supervisor.sock ]"
         ),
         after: "\"$COPPICE\" serve --stop; wait",
         ingest: "\"$COPPICE\" import '{file}' --name {name}".to_owned(),
@@ -205,7 +208,7 @@ fn restic() -> Result<Program> {
         collect: "restic prune --quiet --max-unused 25%",
         whole_path: true,
         read: Read {
-            begin: "mkdir -p mount; restic mount mount > /dev/null & until mountpoint -q mount; do sleep 0.01; done",
+            begin: "mkdir -p mount; restic mount mount > /dev/null & ready mountpoint -q mount",
             each: "\"$XTASK\" read-blocks \"mount/tags/{name}/latest{file}\" {blocks}",
             end: "fusermount -u mount; wait",
         },
@@ -234,7 +237,7 @@ fn borg(level: u8) -> Result<Program> {
         collect: "borg compact store",
         whole_path: true,
         read: Read {
-            begin: "mkdir -p mount; borg mount -f store mount & until mountpoint -q mount; do sleep 0.01; done",
+            begin: "mkdir -p mount; borg mount -f store mount & ready mountpoint -q mount",
             each: "\"$XTASK\" read-blocks \"mount/{name}{file}\" {blocks}",
             end: "fusermount -u mount; wait",
         },
@@ -282,7 +285,7 @@ fn rustic(level: u8) -> Result<Program> {
         // connection that is kept, each answer waits 43 ms for a delayed acknowledgement, which
         // says nothing of rustic: each block gets a connection of its own (0.7 ms).
         read: Read {
-            begin: "rustic webdav --address 127.0.0.1:28123 --path-template '{tags}' & server=$!; until curl -s -o /dev/null http://127.0.0.1:28123/; do sleep 0.01; done",
+            begin: "rustic webdav --address 127.0.0.1:28123 --path-template '{tags}' & server=$!; ready curl -s -o /dev/null http://127.0.0.1:28123/",
             each: "URL=\"http://127.0.0.1:28123/{name}{file}\"; curl -s --fail -K - <<END\n{curl}\nEND",
             end: "kill $server; wait $server || true",
         },
