@@ -44,11 +44,12 @@ pub use env::Clock;
 pub use error::{ErrorKind, FormatError, Qcow2Error, ReadCause, ReadError, StoreError};
 pub use gc::{GcAction, GcFragmented, GcOptions, GcPack, GcPlan, GcReport, GcStep};
 pub use id::{ChunkId, EventId, Name, NameError, NodeId, PackId, ParseHashError, Root, SnapshotId};
+pub use index::SimIndex;
 pub use ingest::{
     CommitOptions, Committed, DiskFormat, ImageWriter, ImportKind, ImportOptions, ImportReport,
     Progress, Session, StreamWriter, stream_root_of, tree_root_of,
 };
-pub use io::{Access, Counts, Disk, DiskFile, Faults, Listed, SimDisk};
+pub use io::{Access, Counts, Disk, DiskFile, Faults, Listed, Room, SimDisk};
 pub use lease::Lease;
 pub use read::{Extent, Fetched, FrameRef, ImageReader, Location, PageMap, PageReader};
 pub use settings::{IndexKind, Settings};

@@ -46,3 +46,20 @@ pub struct GcReport {
     /// dropped.
     pub incomplete: Option<String>,
 }
+
+impl GcReport {
+    /// What this and another collection right behind it did.
+    pub(crate) fn and(self, next: Self) -> Self {
+        Self {
+            freed_bytes: self.freed_bytes + next.freed_bytes,
+            dropped_packs: self.dropped_packs + next.dropped_packs,
+            repacked_packs: self.repacked_packs + next.repacked_packs,
+            read_bytes: self.read_bytes + next.read_bytes,
+            rewritten_bytes: self.rewritten_bytes + next.rewritten_bytes,
+            nodes_read: self.nodes_read + next.nodes_read,
+            counted_anew: self.counted_anew || next.counted_anew,
+            straightened_images: self.straightened_images + next.straightened_images,
+            ..next
+        }
+    }
+}

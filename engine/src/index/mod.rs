@@ -9,6 +9,7 @@ mod memory;
 #[cfg(feature = "rocksdb")]
 mod rocks;
 pub(crate) mod rows;
+mod sim;
 mod view;
 
 use std::fmt::Debug;
@@ -17,6 +18,7 @@ pub(crate) use memory::MemIndex;
 #[cfg(feature = "rocksdb")]
 pub(crate) use rocks::RocksIndex;
 use rows::{RowChange, RowKey};
+pub use sim::SimIndex;
 pub(crate) use view::ViewIndex;
 
 use crate::error::StoreError;

@@ -13,6 +13,8 @@ use std::fmt::Debug;
 use std::fs::File;
 use std::io;
 
+use crate::units::{to_u64, to_usize};
+
 pub(crate) use real::RealDisk;
 pub(crate) use ring::{read_exact_at, read_many};
 pub use sim::{Counts, Faults, SimDisk};
@@ -24,6 +26,15 @@ pub enum Access {
     Read,
     /// Reading and writing.
     Write,
+}
+
+/// The room on a disk, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// All of it.
+    pub capacity: u64,
+    /// What is free.
+    pub available: u64,
 }
 
 /// A file in a listing.
@@ -57,6 +68,28 @@ pub trait Disk: Send + Sync + Debug {
 
     /// Makes the names in a folder durable; the store's own is "".
     fn sync_dir(&self, dir: &str) -> io::Result<()>;
+
+    /// Makes a new file of this length whose room on the disk is taken; its
+    /// bytes mean nothing. If that fails there is no such file.
+    fn set_aside(&self, path: &str, len: u64) -> io::Result<()> {
+        let file = self.create(path)?;
+        let block = vec![0; 1 << 16];
+        let mut done = 0;
+        while done < len {
+            let part = &block[..to_usize(to_u64(block.len()).min(len - done))];
+            if let Err(error) = file.write_all_at(done, part) {
+                self.remove(path)?;
+                return Err(error);
+            }
+            done += to_u64(part.len());
+        }
+        Ok(())
+    }
+
+    /// How much room there is, if that is known.
+    fn room(&self) -> io::Result<Option<Room>> {
+        Ok(None)
+    }
 
     /// A read-only descriptor of a file, for another process.
     fn descriptor(&self, path: &str) -> io::Result<File>;

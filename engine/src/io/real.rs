@@ -6,7 +6,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::{Access, Disk, DiskFile, Listed, read_exact_at, read_many};
+use rustix::fs::FallocateFlags;
+
+use super::{Access, Disk, DiskFile, Listed, Room, read_exact_at, read_many};
 
 /// A folder of the host's file system.
 #[derive(Debug)]
@@ -85,6 +87,24 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         File::open(self.base.join(dir))?.sync_all()
+    }
+
+    fn set_aside(&self, path: &str, len: u64) -> io::Result<()> {
+        let file = OpenOptions::new().write(true).create_new(true).open(self.base.join(path))?;
+        match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.remove(path)?;
+                Err(error.into())
+            }
+        }
+    }
+
+    fn room(&self) -> io::Result<Option<Room>> {
+        let about = rustix::fs::statvfs(&self.base)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(about.f_frsize);
+        let (capacity, available) = (bytes(about.f_blocks), bytes(about.f_bavail));
+        Ok(Some(Room { capacity, available }))
     }
 
     fn descriptor(&self, path: &str) -> io::Result<File> {

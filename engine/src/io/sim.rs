@@ -10,9 +10,12 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use super::{Access, Disk, DiskFile, Listed};
+use super::{Access, Disk, DiskFile, Listed, Room};
 use crate::env::lock;
 use crate::units::{to_u64, to_usize};
+
+/// A disk without room.
+const ENOSPC: i32 = 28;
 
 /// What goes wrong, and when. Counting begins at zero.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -54,6 +57,8 @@ struct State {
     faults: Faults,
     counts: Counts,
     stopped: bool,
+    /// Bytes that its files may have together, if that is limited.
+    capacity: Option<u64>,
 }
 
 /// Names of files by path, and folders.
@@ -197,6 +202,17 @@ impl State {
         Ok(())
     }
 
+    /// Bytes of all files that have a name.
+    fn used(&self) -> u64 {
+        self.names.files.values().map(|file| to_u64(self.files[*file].now.len())).sum()
+    }
+
+    /// Whether a file may become this long.
+    fn has_room(&self, file: usize, len: usize) -> bool {
+        let more = to_u64(len.saturating_sub(self.files[file].now.len()));
+        self.capacity.is_none_or(|capacity| self.used() + more <= capacity)
+    }
+
     fn change(&mut self, change: Change) {
         change.apply(&mut self.names);
         self.changes.push(change);
@@ -220,6 +236,12 @@ impl SimDisk {
         lock(&self.state).faults = faults;
     }
 
+    /// Limits the bytes of all files together. A disk that is full takes new
+    /// names, but no byte.
+    pub fn set_capacity(&self, capacity: Option<u64>) {
+        lock(&self.state).capacity = capacity;
+    }
+
     /// What was asked so far.
     #[must_use]
     pub fn counts(&self) -> Counts {
@@ -235,7 +257,9 @@ impl SimDisk {
         let kept = random.below(to_u64(state.changes.len()) + 1);
         state.changes[..to_usize(kept)].iter().for_each(|change| change.apply(&mut names));
         let files = state.files.iter().map(|file| survivor(file, &mut random)).collect();
-        let left = State { files, names: names.clone(), durable_names: names, ..State::default() };
+        let capacity = state.capacity;
+        let durable_names = names.clone();
+        let left = State { files, names, durable_names, capacity, ..State::default() };
         Self { state: Arc::new(Mutex::new(left)) }
     }
 }
@@ -326,6 +350,13 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn room(&self) -> io::Result<Option<Room>> {
+        let state = lock(&self.state);
+        let room =
+            |capacity: u64| Room { capacity, available: capacity.saturating_sub(state.used()) };
+        Ok(state.capacity.map(room))
+    }
+
     fn descriptor(&self, _: &str) -> io::Result<File> {
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -349,10 +380,16 @@ impl DiskFile for SimFile {
 
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut state = lock(&self.disk.state);
-        let outcome = state.count_write();
+        let mut outcome = state.count_write();
+        if outcome.is_ok() && !state.has_room(self.file, to_usize(offset) + bytes.len()) {
+            outcome = Err(io::Error::from_raw_os_error(ENOSPC));
+        }
         // A write that fails may have reached the file in part.
         let kept = if outcome.is_ok() { bytes } else { &bytes[..bytes.len() / 2] };
         state.running()?;
+        if !state.has_room(self.file, to_usize(offset) + kept.len()) {
+            return outcome;
+        }
         let file = &mut state.files[self.file];
         let edit = Edit::Write(to_usize(offset), kept.to_vec());
         edit.apply(&mut file.now);

@@ -5,6 +5,7 @@ mod garbage;
 #[cfg(test)]
 mod hinted;
 mod open;
+mod reserve;
 #[cfg(test)]
 mod stale;
 mod view;
@@ -23,6 +24,7 @@ use crate::depot::Depot;
 use crate::error::StoreError;
 use crate::gc::{self, GcOptions, GcPlan, GcReport, GcStep};
 use crate::id::{Name, PackId};
+use crate::index::SimIndex;
 use crate::ingest::{ImportOptions, ImportReport, Progress, Session};
 use crate::io::Disk;
 use crate::lease::Lease;
@@ -115,11 +117,26 @@ impl Store {
         open::open_disk(disk, settings)
     }
 
+    /// As [`Store::open_on`], with a simulated index that lives on.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with_index(
+        disk: Arc<dyn Disk>,
+        index: &SimIndex,
+        settings: &Settings,
+    ) -> Result<Self, StoreError> {
+        open::open_with(disk, Box::new(index.clone()), settings)
+    }
+
     /// Begins a session, which becomes one snapshot.
     ///
     /// # Errors
     /// If an earlier flush failed.
     pub fn begin(&self) -> Result<Session, StoreError> {
+        if !self.depot.is_read_only() {
+            reserve::keep(self.depot.disk());
+        }
         Session::new(self.depot.clone(), self.catalog.clone(), self.settings.clone())
     }
 
@@ -235,7 +252,7 @@ impl Store {
     /// or nothing can be written.
     pub fn remove(&self, name_or_id: &str) -> Result<Entry, StoreError> {
         let now = self.settings.clock.now_unix_ms();
-        self.catalog.remove(&self.depot, name_or_id, now)
+        self.freeing(|| self.catalog.remove(&self.depot, name_or_id, now))
     }
 
     /// How much the store holds.
@@ -290,7 +307,26 @@ impl Store {
         options: GcOptions,
         step: &mut dyn FnMut(GcStep),
     ) -> Result<GcReport, StoreError> {
-        gc::collect(&self.depot, &self.catalog, &self.settings, options, step)
+        let collect = |options, step: &mut dyn FnMut(GcStep)| {
+            self.freeing(|| gc::collect(&self.depot, &self.catalog, &self.settings, options, step))
+        };
+        let mut report = collect(options, step)?;
+        if report.incomplete.is_some() && reserve::give_back_if_short(self.depot.disk()) {
+            // What was given back is for making room, not for better places.
+            let options = GcOptions { frames_percent_max: u32::MAX, ..options };
+            report = report.and(collect(options, step)?);
+        }
+        reserve::keep(self.depot.disk());
+        Ok(report)
+    }
+
+    /// Does what must be possible on a full disk.
+    fn freeing<T>(&self, work: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        if self.depot.is_read_only() {
+            let mut work = work;
+            return work();
+        }
+        reserve::with(self.depot.disk(), work)
     }
 
     /// Counts what every listed snapshot references: one walk over all trees.
@@ -340,7 +376,7 @@ impl Store {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<CheckReport, StoreError> {
         let _upkeep = self.depot.upkeep();
-        check::check(&self.depot, &self.catalog, scope, progress)
+        self.freeing(|| check::check(&self.depot, &self.catalog, scope, progress))
     }
 
     /// Checks everything, puts damaged packs aside into `quarantine/` and
@@ -354,10 +390,14 @@ impl Store {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(RepairReport, CheckReport), StoreError> {
         let _upkeep = self.depot.upkeep();
-        let found = check::check(&self.depot, &self.catalog, CheckScope::Full, progress)?;
-        let repaired =
-            check::repair(&self.depot, &self.catalog, self.settings.clock.now_unix_ms(), &found)?;
-        let left = check::check(&self.depot, &self.catalog, CheckScope::Full, progress)?;
+        let check = |progress: &mut dyn FnMut(Progress)| {
+            check::check(&self.depot, &self.catalog, CheckScope::Full, progress)
+        };
+        let found = self.freeing(|| check(progress))?;
+        let now = self.settings.clock.now_unix_ms();
+        let repair = || check::repair(&self.depot, &self.catalog, now, &found);
+        let repaired = self.freeing(repair)?;
+        let left = self.freeing(|| check(progress))?;
         Ok((repaired, left))
     }
 

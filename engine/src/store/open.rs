@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Store;
+use super::{Store, reserve};
 use crate::catalog::Catalog;
 use crate::depot::Depot;
 use crate::error::StoreError;
@@ -30,12 +30,21 @@ pub(super) fn open_folder(dir: &Path, settings: &Settings) -> Result<Store, Stor
     let lock = disk.lock(LOCK_PATH).map_err(StoreError::io("lock", LOCK_PATH))?;
     let lock = lock.ok_or(StoreError::Locked)?;
     prepare(&disk)?;
-    let index: Box<dyn Index> = match settings.index {
+    let disk: Arc<dyn Disk> = Arc::new(disk);
+    let store = reserve::with(&*disk, || {
+        let lock = lock.try_clone().map_err(StoreError::io("lock", LOCK_PATH))?;
+        finish(Arc::clone(&disk), open_index(dir, settings)?, Some(lock), settings)
+    })?;
+    reserve::keep(&*disk);
+    Ok(store)
+}
+
+fn open_index(dir: &Path, settings: &Settings) -> Result<Box<dyn Index>, StoreError> {
+    Ok(match settings.index {
         #[cfg(feature = "rocksdb")]
         IndexKind::RocksDb => Box::new(crate::index::RocksIndex::open(&dir.join(INDEX_DIR))?),
         IndexKind::Memory => Box::new(MemIndex::default()),
-    };
-    finish(Arc::new(disk), index, Some(lock), settings)
+    })
 }
 
 /// Throws the index away and opens the store, which builds it from the packs.
@@ -57,10 +66,20 @@ pub(super) fn open_without_index(dir: &Path, settings: &Settings) -> Result<Stor
 }
 
 pub(super) fn open_disk(disk: Arc<dyn Disk>, settings: &Settings) -> Result<Store, StoreError> {
+    open_with(disk, Box::new(MemIndex::default()), settings)
+}
+
+pub(super) fn open_with(
+    disk: Arc<dyn Disk>,
+    index: Box<dyn Index>,
+    settings: &Settings,
+) -> Result<Store, StoreError> {
     settings.check()?;
     refuse_foreign(&*disk, "the disk")?;
     prepare(&*disk)?;
-    finish(disk, Box::new(MemIndex::default()), None, settings)
+    let store = finish(Arc::clone(&disk), index, None, settings)?;
+    reserve::keep(&*disk);
+    Ok(store)
 }
 
 fn finish(

@@ -114,6 +114,8 @@ fn an_index_that_cannot_be_flushed_forgets_no_pack() {
     let kept = noise(1, 100 * PAGE_LEN);
     let image = commit_bytes(&store, &kept, "kept");
     store.remove("gone").expect("it is removed");
+    // Without the room that is set aside for this.
+    std::fs::remove_file(dir.join("reserve")).expect("it was set aside");
     let ballast = small.path().join("ballast");
     fill(&ballast, 4);
     // The index must forget a pack durably before its file goes, and cannot.
@@ -133,5 +135,45 @@ fn an_index_that_cannot_be_flushed_forgets_no_pack() {
     assert_eq!(read_all(&store, &next), more);
     assert!(store.check(&mut |_| {}).expect("a check").is_clean());
     store.gc(GcOptions::default()).expect("a collection");
+    assert_eq!(read_all(&store, &image), kept);
+}
+
+/// Not a block is left, and still room can be made: what was set aside is given
+/// back, used, and set aside again.
+#[test]
+fn a_disk_without_a_free_block_is_cleared() {
+    let Some(small) = Small::mount() else {
+        eprintln!("skipped: cannot mount a tmpfs");
+        return;
+    };
+    let dir = small.path().join("store");
+    let reserve = dir.join("reserve");
+    let store = open(&dir);
+    let kept = noise(1, 100 * PAGE_LEN);
+    let image = commit_bytes(&store, &kept, "kept");
+    commit_bytes(&store, &noise(2, 1000 * PAGE_LEN), "gone");
+    commit_bytes(&store, &noise(3, 500 * PAGE_LEN), "gone-too");
+    assert!(reserve.exists());
+    let ballast = small.path().join("ballast");
+    fill(&ballast, 0);
+    try_commit(&store, &noise(4, 9 * PAGE_LEN), "more").expect_err("the disk is full");
+    assert!(reserve.exists(), "it is not for snapshots");
+    store.remove("gone").expect("it is removed");
+    assert_eq!(read_all(&store, &image), kept);
+    let done = store.gc(GcOptions::default()).expect("a collection");
+    assert!(done.dropped_packs == 1 && done.freed_bytes > 3 << 20, "{done:?}");
+    assert_eq!(read_all(&store, &image), kept);
+    try_commit(&store, &noise(5, 100 * PAGE_LEN), "more").expect("there is room");
+    // Full again, and opened like that.
+    fill(&ballast, 0);
+    drop(store);
+    let store = open(&dir);
+    assert_eq!(read_all(&store, &image), kept);
+    store.remove("gone-too").expect("it is removed");
+    store.gc(GcOptions::default()).expect("a collection");
+    assert!(store.check(&mut |_| {}).expect("a check").is_clean());
+    std::fs::remove_file(&ballast).expect("room again");
+    try_commit(&store, &noise(6, 100 * PAGE_LEN), "last").expect("there is room");
+    assert!(reserve.exists(), "it is set aside again");
     assert_eq!(read_all(&store, &image), kept);
 }
