@@ -1,19 +1,28 @@
 //! The power goes and writes fail while garbage is collected.
 
-use coppice_engine::{Faults, GcOptions, SimDisk, StoreError};
+use coppice_engine::{ErrorKind, Faults, GcOptions, SimDisk, Store, StoreError};
 
-use crate::workload::{Change, Promises, commit, open, pages, run, verify};
+use crate::tried;
+use crate::workload::{Change, Promises, commit, open, pages, run, run_on, verify};
 
 /// Repacks whatever has anything dead in it.
-const ALL: GcOptions = GcOptions { dead_percent_min: 0, frames_percent_max: 100 };
+pub(crate) const ALL: GcOptions = GcOptions { dead_percent_min: 0, frames_percent_max: 100 };
 
 /// Ways in which unflushed data may have survived.
 const SEEDS: u64 = 3;
 
 /// A run after which much is dead, with collections and life between them.
 fn run_and_collect(disk: &SimDisk, promises: &mut Promises) -> Result<(), StoreError> {
-    run(disk, promises)?;
-    let store = open(disk)?;
+    run_and_collect_on(&|| open(disk), promises)
+}
+
+/// The same on any disk and index.
+pub(crate) fn run_and_collect_on(
+    open: &dyn Fn() -> Result<Store, StoreError>,
+    promises: &mut Promises,
+) -> Result<(), StoreError> {
+    run_on(open, promises)?;
+    let store = open()?;
     let remove = |promises: &mut Promises, name: &str| {
         promises.open = Some(Change::Remove(name.to_owned()));
         store.remove(name)?;
@@ -77,7 +86,7 @@ fn nothing_promised_is_lost_whenever_the_power_goes_in_a_collection() {
             cases += 1;
         }
     }
-    println!("{cases} power cuts tried");
+    tried(cases, "power cuts in a collection");
     assert!(cases > 20, "{cases}");
 }
 
@@ -103,7 +112,7 @@ fn a_write_that_fails_in_a_collection_loses_nothing() {
             cases += 1;
         }
     }
-    println!("{cases} failed writes tried");
+    tried(cases, "failed writes in a collection");
     assert!(cases > 20, "{cases}");
 }
 
@@ -114,6 +123,7 @@ fn a_failed_flush_in_a_collection_fences_the_store() {
     let before = whole.counts().syncs;
     let whole = SimDisk::new();
     run_and_collect(&whole, &mut Promises::default()).expect("a run without faults");
+    let mut cases = 0;
     for failing in before..whole.counts().syncs {
         let disk = SimDisk::new();
         disk.set_faults(Faults { fail_sync: Some(failing), ..Faults::default() });
@@ -122,5 +132,29 @@ fn a_failed_flush_in_a_collection_fences_the_store() {
         let left = disk.after_power_cut(failing);
         verify(&open(&left).expect("it opens"), &promises);
         goes_on(&left);
+        cases += 1;
     }
+    tried(cases, "failed flushes in a collection");
+}
+
+#[test]
+fn a_read_that_fails_in_a_collection_loses_nothing() {
+    let whole = SimDisk::new();
+    run_and_collect(&whole, &mut Promises::default()).expect("a run without faults");
+    let mut cases = 0;
+    let step = if std::env::var_os("COPPICE_LONG").is_some() { 1 } else { 3 };
+    for failing in (0..whole.counts().reads).step_by(step) {
+        let disk = SimDisk::new();
+        disk.set_faults(Faults { fail_read: Some((failing, 5)), ..Faults::default() });
+        let mut promises = Promises::default();
+        if let Err(error) = run_and_collect(&disk, &mut promises) {
+            let told = [ErrorKind::Unavailable, ErrorKind::Corrupt];
+            assert!(told.contains(&error.kind()), "read {failing}: {error}");
+        }
+        disk.set_faults(Faults::default());
+        verify(&open(&disk).expect("it opens"), &promises);
+        goes_on(&disk);
+        cases += 1;
+    }
+    tried(cases, "failed reads");
 }

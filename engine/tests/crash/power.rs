@@ -2,6 +2,7 @@
 
 use coppice_engine::{Faults, SimDisk};
 
+use crate::tried;
 use crate::workload::{Promises, commit, open, pages, run, verify};
 
 /// Ways in which unflushed data may have survived.
@@ -16,6 +17,7 @@ fn nothing_promised_is_lost_whenever_the_power_goes() {
     verify(&open(&whole).expect("it opens"), &promises);
     assert!(syncs >= 25, "the run flushes often: {syncs}");
 
+    let mut cases = 0;
     for stop in 0..syncs {
         let disk = SimDisk::new();
         disk.set_faults(Faults { stop_at_sync: Some(stop), ..Faults::default() });
@@ -32,14 +34,17 @@ fn nothing_promised_is_lost_whenever_the_power_goes() {
             let store = open(&left).expect("it opens again");
             assert!(store.lookup("after").is_ok());
             assert!(store.check(&mut |_| {}).expect("a check").is_clean());
+            cases += 1;
         }
     }
+    tried(cases, "power cuts");
 }
 
 #[test]
 fn the_power_may_go_again_during_recovery() {
     let whole = SimDisk::new();
     run(&whole, &mut Promises::default()).expect("a run without faults");
+    let mut cases = 0;
     for stop in (0..whole.counts().syncs).step_by(3) {
         let disk = SimDisk::new();
         disk.set_faults(Faults { stop_at_sync: Some(stop), ..Faults::default() });
@@ -52,6 +57,8 @@ fn the_power_may_go_again_during_recovery() {
             let next = left.after_power_cut(again);
             drop(opened);
             verify(&open(&next).expect("it opens"), &promises);
+            cases += 1;
         }
     }
+    tried(cases, "power cuts in a recovery");
 }

@@ -75,6 +75,6 @@ fn a_repair_that_is_cut_short_loses_nothing_more() {
             break;
         }
     }
-    println!("{cases} power cuts tried");
+    crate::tried(cases, "power cuts in a repair");
     assert!(cases >= 12, "{cases}");
 }

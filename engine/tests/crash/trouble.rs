@@ -2,6 +2,7 @@
 
 use coppice_engine::{ErrorKind, Faults, SimDisk};
 
+use crate::tried;
 use crate::workload::{Promises, commit, open, pages, run, verify};
 
 const ENOSPC: i32 = 28;
@@ -10,6 +11,7 @@ const EIO: i32 = 5;
 fn every_write_fails_once(errno: i32, expected: ErrorKind) {
     let whole = SimDisk::new();
     run(&whole, &mut Promises::default()).expect("a run without faults");
+    let mut cases = 0;
     for failing in 0..whole.counts().writes {
         let disk = SimDisk::new();
         disk.set_faults(Faults { fail_write: Some((failing, errno)), ..Faults::default() });
@@ -19,7 +21,9 @@ fn every_write_fails_once(errno: i32, expected: ErrorKind) {
         promises.open = None;
         verify(&open(&disk).expect("it opens"), &promises);
         verify(&open(&disk.after_power_cut(failing)).expect("it opens"), &promises);
+        cases += 1;
     }
+    tried(cases, &format!("failed writes with error number {errno}"));
 }
 
 #[test]

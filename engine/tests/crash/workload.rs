@@ -81,7 +81,15 @@ pub(crate) fn commit(
 
 /// The whole run; ends at the first error.
 pub(crate) fn run(disk: &SimDisk, promises: &mut Promises) -> Result<(), StoreError> {
-    let store = open(disk)?;
+    run_on(&|| open(disk), promises)
+}
+
+/// The same on any disk and index.
+pub(crate) fn run_on(
+    open: &dyn Fn() -> Result<Store, StoreError>,
+    promises: &mut Promises,
+) -> Result<(), StoreError> {
+    let store = open()?;
     let mut bytes = pages(1, 300);
     let mut step = |as_name: &str, bytes: &[u8], base: Option<&ImageRef>, changed| {
         promises.open = Some(Change::Commit(as_name.to_owned(), bytes.to_vec()));
@@ -105,7 +113,7 @@ pub(crate) fn run(disk: &SimDisk, promises: &mut Promises) -> Result<(), StoreEr
     promises.open = None;
     // What was left by earlier runs is reopened in the middle of this one.
     drop(store);
-    let store = open(disk)?;
+    let store = open()?;
     let last = pages(9, 20);
     promises.open = Some(Change::Commit("last".to_owned(), last.clone()));
     commit(&store, "last", &last, None, 0..20)?;

@@ -9,6 +9,8 @@
 #[expect(dead_code, reason = "not all of it is used here")]
 #[path = "../store/common.rs"]
 mod common;
+#[path = "../told/mod.rs"]
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -184,6 +186,6 @@ fn a_process_killed_at_any_moment_loses_nothing() {
         let diary: String = names.iter().map(|name| format!("commit {name}\ndone\n")).collect();
         std::fs::write(folder.path().join("diary"), diary).expect("a diary");
     }
-    println!("killed {rounds} times; {snapshots} snapshots at the end");
+    told::tried(rounds, &format!("kills of a process; {snapshots} snapshots at the end"));
     assert!(snapshots > 0);
 }
