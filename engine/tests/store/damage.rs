@@ -91,7 +91,7 @@ fn a_flip_anywhere_is_found_and_no_wrong_byte_read() {
             cases += 1;
         }
     }
-    println!("{cases} flipped bits tried");
+    crate::tried(cases, "flipped bits");
     assert!(cases > 80, "{cases}");
 }
 

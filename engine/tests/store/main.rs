@@ -6,6 +6,9 @@ mod damage;
 mod full;
 mod gc;
 mod golden;
+#[cfg(feature = "rocksdb")]
+mod index_damage;
+mod life;
 mod model;
 mod root;
 mod round_trip;
@@ -14,4 +17,8 @@ mod slow;
 mod stream;
 mod stream_damage;
 mod stream_root;
+#[path = "../told/mod.rs"]
+mod told;
 mod view;
+
+use told::tried;

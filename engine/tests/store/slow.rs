@@ -221,7 +221,7 @@ fn a_write_that_failed_is_not_committed_by_who_did_not_listen() {
         failed += 1;
         assert!(failed < 1000);
     }
-    println!("{failed} failed reads tried; {refused} commits refused");
+    crate::tried(failed, &format!("failed reads of a session; {refused} commits refused"));
     assert!(refused > 2, "{refused}");
 }
 

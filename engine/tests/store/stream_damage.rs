@@ -66,7 +66,7 @@ fn a_flip_anywhere_is_found_and_no_wrong_byte_read() {
         flip(&pack, at);
         cases += 1;
     }
-    println!("{cases} flipped bits tried");
+    crate::tried(cases, "flipped bits in streams");
     assert!(cases > 300, "{cases}");
 }
 
