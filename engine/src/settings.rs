@@ -37,7 +37,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            zstd_level: 1,
+            zstd_level: 3,
             frame_len_max: 64 << 10,
             pack_len_max: 256 << 20,
             pack_objects_max: 1 << 20,
