@@ -5,6 +5,8 @@
 //! are few (`PIECES_MAX`), so short gaps between written pages belong to the
 //! layer too: the page server fills them from below when they are asked for.
 
+use serde::{Deserialize, Serialize};
+
 use crate::protocol::PageRun;
 
 /// Mappings that a machine's memory may consist of. More cost time when a
@@ -12,7 +14,7 @@ use crate::protocol::PageRun;
 pub const PIECES_MAX: usize = 512;
 
 /// Pages that one pool shows.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Piece<P> {
     /// The pages, by their index in memory; in the pool they have the same.
     pub run: PageRun,

@@ -7,6 +7,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::pieces::Piece;
+
 /// Guest pages and disk blocks are both this long, in bytes.
 pub const PAGE_SIZE: u64 = 4096;
 
@@ -51,10 +53,16 @@ pub enum Start {
         /// machine adds.
         cmdline: String,
     },
-    /// Continues from a saved instant; memory comes from its pool.
+    /// Continues from a saved instant.
     Restore {
         /// Bytes of a former [`VmmReply::Saved`].
         state: Vec<u8>,
+        /// Which of the memory pools shows which pages, in order and without
+        /// gaps.
+        memory: Vec<Piece<u32>>,
+        /// For each disk, the blocks of the overlays that lie frozen over its
+        /// image, the oldest first.
+        frozen: Vec<Vec<Vec<PageRun>>>,
     },
 }
 
@@ -97,10 +105,11 @@ pub enum VmmRequest {
     /// Makes the machine, stopped before its first instruction.
     ///
     /// Descriptors, in this order: the console log (append); for each disk
-    /// its pool (read-only memfd) and then its overlay (read-write file, sparse,
-    /// as long as the disk); for each network device its link (a tap, or
-    /// any descriptor that moves one frame a call); then for [`Start::Boot`] the
-    /// kernel file, for [`Start::Restore`] the memory pool (read-only memfd).
+    /// its pool (read-only memfd), then its overlay (read-write file, sparse,
+    /// as long as the disk), then its frozen overlays (read-only files); for
+    /// each network device its link (a tap, or any descriptor that moves one
+    /// frame a call); then for [`Start::Boot`] the kernel file, for
+    /// [`Start::Restore`] the memory pools (read-only memfds).
     /// Answered by [`VmmReply::Built`].
     Build {
         /// What the guest sees.
@@ -119,6 +128,21 @@ pub enum VmmRequest {
     },
     /// Describes the paused machine. Answered by [`VmmReply::Saved`].
     Save,
+    /// Describes the paused machine, and freezes each overlay in which it has
+    /// written: a new one lies on top from now on. Descriptors: for each disk
+    /// the new overlay. Answered by [`VmmReply::Saved`]; an overlay without
+    /// blocks was not frozen, and its new one not taken.
+    Freeze,
+    /// Replaces frozen overlays by one that holds the same. One descriptor: the
+    /// new one, read-only. Answered by [`VmmReply::Folded`].
+    Fold {
+        /// The disk, by its index.
+        disk: u32,
+        /// How many, from the oldest on.
+        count: u32,
+        /// The blocks of the new one.
+        runs: Vec<PageRun>,
+    },
     /// Reads a byte of every page of guest memory, so that all of it is
     /// present. Answered by [`VmmReply::Populated`] when it is.
     Populate,
@@ -166,9 +190,12 @@ pub enum VmmReply {
     Saved {
         /// Serialized machine state.
         state: Vec<u8>,
-        /// For each disk, the blocks its overlay holds, as ascending runs.
+        /// For each disk, the blocks its newest overlay holds, as ascending
+        /// runs.
         overlays: Vec<Vec<PageRun>>,
     },
+    /// The frozen overlays are one.
+    Folded,
     /// All of guest memory is present.
     Populated,
     /// The stream is being set up.

@@ -19,6 +19,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use super::layer::LayerSource;
 use super::machine::Machine;
@@ -31,6 +32,10 @@ use crate::sys::remote_memory::{RemoteMemory, RemoteMemoryError};
 
 /// Pages that the copying thread takes at once.
 const BATCH: u64 = 64;
+
+/// When the copying begins: what is left of the pause has the processors for
+/// itself.
+const HEAD_START: Duration = Duration::from_millis(2);
 
 /// Why a machine cannot be captured.
 #[derive(Debug, thiserror::Error)]
@@ -250,7 +255,10 @@ fn begin(machine: &Arc<Machine>, capture: &Capture, outbox: &Outbox) -> Result<(
     let (machine, capture, outbox) = (Arc::clone(machine), capture.clone(), outbox.clone());
     std::thread::Builder::new()
         .name("copier".to_owned())
-        .spawn(move || capture.drain(&machine, &outbox))
+        .spawn(move || {
+            std::thread::sleep(HEAD_START);
+            capture.drain(&machine, &outbox);
+        })
         .map(drop)
         .map_err(CaptureError::Thread)
 }

@@ -40,7 +40,7 @@ pub struct Built {
 pub struct SavedMachine {
     /// Serialized machine state.
     pub state: Vec<u8>,
-    /// For each disk, the blocks its overlay holds.
+    /// For each disk, the blocks its newest overlay holds.
     pub overlays: Vec<Vec<PageRun>>,
 }
 
@@ -107,6 +107,30 @@ impl Vmm {
     pub fn save(&self) -> Result<SavedMachine, PeerError> {
         match self.peer.call(&VmmRequest::Save, &[])?.0 {
             VmmReply::Saved { state, overlays } => Ok(SavedMachine { state, overlays }),
+            _ => Err(self.peer.out_of_turn()),
+        }
+    }
+
+    /// Describes the paused machine and freezes its overlays; the new ones are
+    /// taken where the old ones hold blocks.
+    pub fn freeze(&self, overlays: &[BorrowedFd<'_>]) -> Result<SavedMachine, PeerError> {
+        match self.peer.call(&VmmRequest::Freeze, overlays)?.0 {
+            VmmReply::Saved { state, overlays } => Ok(SavedMachine { state, overlays }),
+            _ => Err(self.peer.out_of_turn()),
+        }
+    }
+
+    /// Replaces the oldest frozen overlays of a disk by one that holds the
+    /// same.
+    pub fn fold(
+        &self,
+        disk: u32,
+        count: u32,
+        runs: Vec<PageRun>,
+        overlay: BorrowedFd<'_>,
+    ) -> Result<(), PeerError> {
+        match self.peer.call(&VmmRequest::Fold { disk, count, runs }, &[overlay])?.0 {
+            VmmReply::Folded => Ok(()),
             _ => Err(self.peer.out_of_turn()),
         }
     }

@@ -1,7 +1,7 @@
 //! The guest's RAM in this process.
 //!
-//! Invariant: one private mapping holds the whole image in order, so that an
-//! offset in the image is an offset in the mapping; the guest ranges are views
+//! Invariant: one range of private mappings holds the whole image in order, so
+//! that an offset in the image is an offset in the range; the guest ranges are views
 //! of it. Clean pages of a pooled mapping belong to the pool, dirty ones to
 //! this process alone.
 #![expect(unsafe_code, reason = "the guest ranges are views of one mapping")]
@@ -12,6 +12,7 @@ use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionCollectionError, GuestRegionMmap};
 
 use super::layout::RamLayout;
+use crate::protocol::PageRun;
 use crate::sys::mapping::{Mapping, MappingError};
 
 /// Guest-physical memory as the rust-vmm crates see it.
@@ -49,9 +50,12 @@ impl Ram {
         Self::over(Mapping::anonymous(layout.len())?, layout)
     }
 
-    /// Memory that continues from a pool.
-    pub(crate) fn of_pool(pool: &File, layout: RamLayout) -> Result<Self, RamError> {
-        Self::over(Mapping::private(pool, layout.len(), true)?, layout)
+    /// Memory that continues from pieces of pools.
+    pub(crate) fn of_pieces(
+        pieces: &[(PageRun, &File)],
+        layout: RamLayout,
+    ) -> Result<Self, RamError> {
+        Self::over(Mapping::private_pieces(layout.len(), pieces)?, layout)
     }
 
     fn over(mapping: Mapping, layout: RamLayout) -> Result<Self, RamError> {

@@ -32,13 +32,13 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
 /// While it lives, kicks of this thread also reach a vCPU that is about to
 /// enter the guest.
 #[derive(Debug)]
-pub(crate) struct Target {
+pub struct Target {
     _not_send: std::marker::PhantomData<*mut kvm_run>,
 }
 
 impl Target {
     /// Makes `vcpu` the one that this thread runs.
-    pub(crate) fn new(vcpu: &mut VcpuFd) -> io::Result<Self> {
+    pub fn new(vcpu: &mut VcpuFd) -> io::Result<Self> {
         install()?;
         CURRENT.set(vcpu.get_kvm_run());
         Ok(Self { _not_send: std::marker::PhantomData })
@@ -60,17 +60,17 @@ fn install() -> io::Result<()> {
 
 /// A thread that can be kicked.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct ThreadId(i32);
+pub struct ThreadId(i32);
 
 impl ThreadId {
     /// The calling thread.
-    pub(crate) fn current() -> Self {
+    pub fn current() -> Self {
         Self(rustix::thread::gettid().as_raw_nonzero().get())
     }
 
     /// Interrupts its `KVM_RUN`, or the next one. A thread that has ended is
     /// left alone by the kernel.
-    pub(crate) fn kick(self) {
+    pub fn kick(self) {
         let process = rustix::process::getpid().as_raw_nonzero().get();
         // SAFETY: the call takes plain numbers; the signal has a handler
         // since before this id was handed out.

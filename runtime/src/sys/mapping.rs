@@ -12,6 +12,8 @@ use std::ptr::{NonNull, null_mut};
 
 use vm_memory::VolatileSlice;
 
+use crate::protocol::{PAGE_SIZE, PageRun};
+
 /// Why memory could not be mapped.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MappingError {
@@ -31,6 +33,9 @@ pub(crate) enum MappingError {
         /// Length of the mapping in bytes.
         wanted: u64,
     },
+    /// Pieces that leave a gap, overlap, or end elsewhere.
+    #[error("the pieces of memory do not follow each other at {0:#x}")]
+    Pieces(u64),
     /// The length does not fit this machine's address space.
     #[error("{0} bytes do not fit the address space")]
     TooLong(u64),
@@ -61,14 +66,62 @@ impl Mapping {
 
     /// A file's first `len` bytes, copied on write.
     pub(crate) fn private(file: &File, len: u64, writable: bool) -> Result<Self, MappingError> {
-        let refused = |source| MappingError::Map { len, source };
-        let actual = file.metadata().map_err(refused)?.len();
-        if actual < len {
-            return Err(MappingError::FileTooShort { actual, wanted: len });
-        }
+        longer_than(file, len)?;
         let prot = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
         let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
         Self::map(len, prot, flags, file.as_raw_fd())
+    }
+
+    /// Pieces of files, each at its own offset, copied on write. Together they
+    /// are `0..len`.
+    pub(crate) fn private_pieces(
+        len: u64,
+        pieces: &[(PageRun, &File)],
+    ) -> Result<Self, MappingError> {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+        let mapping = Self::map(len, libc::PROT_NONE, flags | libc::MAP_ANONYMOUS, -1)?;
+        let mut end = 0;
+        for (run, file) in pieces {
+            let (start, size) = (run.first * PAGE_SIZE, run.count * PAGE_SIZE);
+            if start != end || start + size > len {
+                return Err(MappingError::Pieces(start));
+            }
+            end = start + size;
+            longer_than(file, end)?;
+            mapping.place(start, size, prot, flags, file)?;
+        }
+        if end != len {
+            return Err(MappingError::Pieces(end));
+        }
+        mapping.advise(libc::MADV_DONTDUMP);
+        Ok(mapping)
+    }
+
+    /// Puts a part of a file over a part of the mapping.
+    fn place(
+        &self,
+        start: u64,
+        size: u64,
+        prot: i32,
+        flags: i32,
+        file: &File,
+    ) -> Result<(), MappingError> {
+        let too_long = |_| MappingError::TooLong(start);
+        let at = usize::try_from(start).map_err(too_long)?;
+        let len = usize::try_from(size).map_err(too_long)?;
+        let offset = i64::try_from(start).map_err(too_long)?;
+        // SAFETY: the caller has checked that the part lies in the mapping.
+        let target = unsafe { self.pointer().add(at) };
+        let flags = flags | libc::MAP_FIXED;
+        // SAFETY: the range belongs to this mapping alone, in which nobody
+        // has stored anything yet.
+        let placed =
+            unsafe { libc::mmap(target.cast(), len, prot, flags, file.as_raw_fd(), offset) };
+        if placed == libc::MAP_FAILED {
+            return Err(MappingError::Map { len: size, source: io::Error::last_os_error() });
+        }
+        Ok(())
     }
 
     fn map(len: u64, prot: i32, flags: i32, fd: i32) -> Result<Self, MappingError> {
@@ -116,6 +169,15 @@ impl Mapping {
     }
 }
 
+/// Touching what lies behind the end of a file would kill the process.
+fn longer_than(file: &File, len: u64) -> Result<(), MappingError> {
+    let refused = |source| MappingError::Map { len, source };
+    match file.metadata().map_err(refused)?.len() {
+        actual if actual < len => Err(MappingError::FileTooShort { actual, wanted: len }),
+        _ => Ok(()),
+    }
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the range is this mapping and the last handle on it.
@@ -146,6 +208,23 @@ mod tests {
         file.read_exact_at(&mut byte, 4096).unwrap();
         assert_eq!(byte, [7]);
         assert_eq!(mapping.bytes().read_obj::<u8>(4096).unwrap(), 9);
+    }
+
+    #[test]
+    fn pieces_show_their_files() {
+        let (one, other) = (file_of(&[1; 16384]), file_of(&[2; 16384]));
+        let run = |first, count| PageRun { first, count };
+        let pieces = [(run(0, 1), &one), (run(1, 2), &other), (run(3, 1), &one)];
+        let mapping = Mapping::private_pieces(16384, &pieces).unwrap();
+        let seen: Vec<u8> =
+            (0..4).map(|page| mapping.bytes().read_obj(page * 4096 + 5).unwrap()).collect();
+        assert_eq!(seen, [1, 2, 2, 1]);
+        for bad in [vec![(run(0, 1), &one)], vec![(run(0, 1), &one), (run(2, 2), &one)]] {
+            let error = Mapping::private_pieces(16384, &bad).unwrap_err();
+            assert!(matches!(error, MappingError::Pieces(_)), "{error}");
+        }
+        let long = Mapping::private_pieces(20480, &[(run(0, 5), &one)]).unwrap_err();
+        assert!(matches!(long, MappingError::FileTooShort { .. }), "{long}");
     }
 
     #[test]

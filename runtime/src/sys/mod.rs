@@ -3,7 +3,7 @@
 
 pub mod channel;
 pub(crate) mod event;
-pub(crate) mod kick;
+pub mod kick;
 pub(crate) mod kvm;
 pub(crate) mod mapping;
 pub(crate) mod memfd;

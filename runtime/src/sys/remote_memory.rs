@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 /// Why memory could not be read.
@@ -48,6 +48,12 @@ impl RemoteMemory {
             }
             Err(source) => Err(RemoteMemoryError::Read { address, len, source }),
         }
+    }
+}
+
+impl AsFd for RemoteMemory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -24,7 +24,8 @@ use super::wiring;
 use crate::devices::virtio::{Block, Disk, Identity, Net, Rng, Transport, Vsock};
 use crate::devices::{ConsoleLog, Gate, Serial};
 use crate::memory::{Ram, RamLayout, set_memslots};
-use crate::protocol::{Content, MachineConfig, NetConfig, Start};
+use crate::pieces::Piece;
+use crate::protocol::{Content, MachineConfig, NetConfig, PAGE_SIZE, PageRun, Start};
 use crate::sys::kvm::call;
 use crate::vcpu::{Bus, CpuTable, HostKind, Vcpu, enter_long_mode, software_cmdline};
 
@@ -42,7 +43,14 @@ struct Plan {
 
 enum Begin {
     Boot { cmdline: String },
-    Continue(Box<MachineState>),
+    Continue(Box<Instant>),
+}
+
+/// What a machine continues from, besides its pools.
+struct Instant {
+    state: MachineState,
+    memory: Vec<Piece<u32>>,
+    frozen: Vec<Vec<Vec<PageRun>>>,
 }
 
 impl Plan {
@@ -59,10 +67,13 @@ impl Plan {
         let layout = RamLayout::new(config.memory_bytes)?;
         let begin = match start {
             Start::Boot { cmdline } => Begin::Boot { cmdline },
-            Start::Restore { state } => {
+            Start::Restore { state, memory, frozen } => {
                 let state = MachineState::decode(&state)?;
                 state.check(&config, device_count)?;
-                Begin::Continue(Box::new(state))
+                if frozen.len() != config.disks.len() {
+                    return Err(MachineError::Overlays(frozen.len(), config.disks.len()));
+                }
+                Begin::Continue(Box::new(Instant { state, memory, frozen }))
             }
         };
         Ok(Self { config, nets, vcpus, layout, begin })
@@ -71,7 +82,26 @@ impl Plan {
     fn saved(&self) -> Option<&MachineState> {
         match &self.begin {
             Begin::Boot { .. } => None,
-            Begin::Continue(state) => Some(state),
+            Begin::Continue(instant) => Some(&instant.state),
+        }
+    }
+
+    /// The blocks of a disk's frozen overlays.
+    fn frozen(&self, disk: usize) -> &[Vec<PageRun>] {
+        match &self.begin {
+            Begin::Boot { .. } => &[],
+            Begin::Continue(instant) => &instant.frozen[disk],
+        }
+    }
+
+    /// How many files its memory or its kernel comes from.
+    fn images(&self) -> usize {
+        match &self.begin {
+            Begin::Boot { .. } => 1,
+            Begin::Continue(instant) => {
+                let pools = instant.memory.iter().map(|piece| piece.pool + 1).max();
+                usize::try_from(pools.unwrap_or(0)).unwrap_or(usize::MAX)
+            }
         }
     }
 }
@@ -79,26 +109,41 @@ impl Plan {
 /// The descriptors that come with `Build`.
 struct Parts {
     log: File,
-    /// The pool and the overlay of each.
-    disks: Vec<(File, File)>,
+    disks: Vec<DiskFiles>,
     /// Of each network device.
     links: Vec<OwnedFd>,
-    /// The kernel, or the memory pool.
-    image: File,
+    /// The kernel, or the memory pools.
+    images: Vec<File>,
+}
+
+/// Those of one disk.
+struct DiskFiles {
+    pool: File,
+    overlay: File,
+    frozen: Vec<File>,
 }
 
 impl Parts {
     fn of(plan: &Plan, descriptors: Vec<OwnedFd>) -> Result<Self, MachineError> {
-        let needed = 2 + 2 * plan.config.disks.len() + plan.nets.len();
+        let disks = plan.config.disks.len();
+        let frozen: usize = (0..disks).map(|disk| plan.frozen(disk).len()).sum();
+        let others = 1 + 2 * disks + frozen + plan.nets.len();
+        let needed = others.saturating_add(plan.images());
         if descriptors.len() != needed {
             return Err(MachineError::Descriptors(descriptors.len(), needed));
         }
         let mut files = descriptors.into_iter().map(File::from);
         let mut next = || files.next().expect("the number was checked");
         let log = next();
-        let disks = plan.config.disks.iter().map(|_| (next(), next())).collect();
+        let disks = (0..disks)
+            .map(|disk| DiskFiles {
+                pool: next(),
+                overlay: next(),
+                frozen: plan.frozen(disk).iter().map(|_| next()).collect(),
+            })
+            .collect();
         let links = plan.nets.iter().map(|_| next().into()).collect();
-        Ok(Self { log, disks, links, image: next() })
+        Ok(Self { log, disks, links, images: files.collect() })
     }
 }
 
@@ -111,17 +156,17 @@ pub(super) fn build(
     on_end: &OnEnd,
 ) -> Result<Machine, MachineError> {
     let plan = Plan::new(what, start)?;
-    let Parts { log, disks: disk_files, links, mut image } = Parts::of(&plan, descriptors)?;
+    let Parts { log, disks: disk_files, links, mut images } = Parts::of(&plan, descriptors)?;
     let Kit { kvm, vm, first_vcpu, mut handover } = kit;
     if let Some(saved) = plan.saved() {
         saved.cpus.check_host(&kvm)?;
     }
     let ram = Arc::new(match &plan.begin {
         Begin::Boot { .. } => Ram::anonymous(plan.layout)?,
-        Begin::Continue(_) => Ram::of_pool(&image, plan.layout)?,
+        Begin::Continue(instant) => memory_of(&instant.memory, &images, plan.layout)?,
     });
-    let disks = open_disks(&plan.config, disk_files)?;
-    register(&mut handover, &ram, &disks, plan.saved().is_some())?;
+    let disks = open_disks(&plan, disk_files)?;
+    register(&mut handover, &ram, &disks, &plan)?;
     set_memslots(&vm, &ram)?;
 
     let gate = Arc::new(Gate::closed());
@@ -137,19 +182,23 @@ pub(super) fn build(
             let cpus = CpuTable::of_host(&kvm, host)?;
             let fds = make_vcpus(&vm, first_vcpu, &cpus, plan.vcpus)?;
             let line = command_line(cmdline, &windows, host)?;
-            let entry = boot::load_linux(&ram, &mut image, &line, plan.vcpus)?;
+            let entry = boot::load_linux(&ram, &mut images[0], &line, plan.vcpus)?;
             enter_long_mode(&fds[0], ram.guest(), entry, boot::ZERO_PAGE)?;
             (cpus, fds)
         }
-        Begin::Continue(saved) => {
-            (saved.cpus.clone(), make_vcpus(&vm, first_vcpu, &saved.cpus, plan.vcpus)?)
+        Begin::Continue(instant) => {
+            let cpus = &instant.state.cpus;
+            (cpus.clone(), make_vcpus(&vm, first_vcpu, cpus, plan.vcpus)?)
         }
     };
     let vsock = start_devices(&devices.virtio, &disks, links, plan.saved())?;
     let vcpus = start_vcpus(fds, &devices, on_end)?;
     let waiting = match plan.begin {
         Begin::Boot { .. } => None,
-        Begin::Continue(saved) => Some(Waiting { vcpus: saved.vcpus, chips: saved.chips }),
+        Begin::Continue(instant) => {
+            let MachineState { vcpus, chips, .. } = instant.state;
+            Some(Waiting { vcpus, chips })
+        }
     };
     let config = plan.config;
     Ok(Machine {
@@ -169,13 +218,24 @@ pub(super) fn build(
     })
 }
 
-fn open_disks(
-    config: &MachineConfig,
-    files: Vec<(File, File)>,
-) -> Result<Vec<Arc<Disk>>, MachineError> {
+fn memory_of(
+    memory: &[Piece<u32>],
+    pools: &[File],
+    layout: RamLayout,
+) -> Result<Ram, MachineError> {
+    let file = |piece: &Piece<u32>| pools.get(usize::try_from(piece.pool).ok()?);
+    let pieces: Option<Vec<(PageRun, &File)>> =
+        memory.iter().map(|piece| Some((piece.run, file(piece)?))).collect();
+    let pieces = pieces.ok_or(MachineError::Descriptors(pools.len(), memory.len()))?;
+    Ok(Ram::of_pieces(&pieces, layout)?)
+}
+
+fn open_disks(plan: &Plan, files: Vec<DiskFiles>) -> Result<Vec<Arc<Disk>>, MachineError> {
     let mut disks = Vec::new();
-    for (disk, (pool, overlay)) in config.disks.iter().zip(files) {
-        disks.push(Arc::new(Disk::new(disk.len, disk.read_only, &pool, overlay)?));
+    for (index, (disk, files)) in plan.config.disks.iter().zip(files).enumerate() {
+        let DiskFiles { pool, overlay, frozen } = files;
+        let frozen = frozen.into_iter().zip(plan.frozen(index)).collect();
+        disks.push(Arc::new(Disk::new(disk.len, disk.read_only, &pool, overlay, frozen)?));
     }
     Ok(disks)
 }
@@ -184,11 +244,19 @@ fn register(
     handover: &mut Handover,
     ram: &Ram,
     disks: &[Arc<Disk>],
-    pooled: bool,
+    plan: &Plan,
 ) -> Result<(), MachineError> {
-    handover.add(Content::Memory, ram.mapping(), pooled)?;
+    match &plan.begin {
+        Begin::Boot { .. } => handover.add_own(Content::Memory, ram.mapping()),
+        Begin::Continue(instant) => {
+            let pieces: Vec<PageRun> = instant.memory.iter().map(|piece| piece.run).collect();
+            handover.add_pooled(Content::Memory, ram.mapping(), &pieces)?;
+        }
+    }
     for (index, disk) in (0..).zip(disks) {
-        handover.add(Content::Disk(index), disk.pool(), true)?;
+        let count = (disk.pool().len() as u64).div_ceil(PAGE_SIZE);
+        let whole = [PageRun { first: 0, count }];
+        handover.add_pooled(Content::Disk(index), disk.pool(), &whole)?;
     }
     Ok(())
 }

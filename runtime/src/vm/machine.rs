@@ -4,6 +4,7 @@
 //! serves the machine: KVM looks up the guest's clock page as soon as it is
 //! told of it. Until then the machine is exactly what was saved.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -79,6 +80,10 @@ pub(super) enum MachineError {
     Deadline(u64),
     #[error("cannot read guest memory: {0}")]
     Populate(VolatileMemoryError),
+    #[error("overlays of {0} disks for a machine that has {1}")]
+    Overlays(usize, usize),
+    #[error("the machine has no disk {0}")]
+    NoDisk(usize),
     #[error("the machine must be paused first")]
     NotPaused,
 }
@@ -191,6 +196,35 @@ impl Machine {
         };
         let overlays = self.disks.iter().map(|disk| disk.overlay_runs()).collect();
         Ok((state.encode()?, overlays))
+    }
+
+    /// Describes the paused machine, and puts a new overlay on each disk in
+    /// whose overlay it has written.
+    pub(super) fn freeze(
+        &self,
+        overlays: Vec<File>,
+    ) -> Result<(Vec<u8>, Vec<Vec<PageRun>>), MachineError> {
+        if overlays.len() != self.disks.len() {
+            return Err(MachineError::Descriptors(overlays.len(), self.disks.len()));
+        }
+        let (state, runs) = self.save()?;
+        for (disk, overlay) in self.disks.iter().zip(overlays) {
+            disk.freeze(overlay);
+        }
+        Ok((state, runs))
+    }
+
+    /// Replaces frozen overlays of a disk by one that holds the same.
+    pub(super) fn fold(
+        &self,
+        disk: u32,
+        count: u32,
+        overlay: File,
+        runs: &[PageRun],
+    ) -> Result<(), MachineError> {
+        let index = usize::try_from(disk).unwrap_or(usize::MAX);
+        let disk = self.disks.get(index).ok_or(MachineError::NoDisk(index))?;
+        Ok(disk.fold(usize::try_from(count).unwrap_or(usize::MAX), overlay, runs)?)
     }
 
     /// Reads a byte of every page; each that is missing comes from the page

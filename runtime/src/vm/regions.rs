@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use userfaultfd::Uffd;
 
 use super::sources::Sources;
-use crate::protocol::{Content, PAGE_SIZE, Region};
+use crate::protocol::{Content, PAGE_SIZE, PageRun, Region};
 use crate::sys::mapping::Mapping;
 use crate::sys::userfault::machine_features;
 
@@ -56,22 +56,34 @@ impl Handover {
         Ok(Self { uffd, pagemap, memory, regions: Vec::new() })
     }
 
-    /// Adds a mapping; a pooled one is registered.
-    pub(super) fn add(
+    /// Adds a mapping of no pool.
+    pub(super) fn add_own(&mut self, content: Content, mapping: &Mapping) {
+        let len = (mapping.len() as u64).next_multiple_of(PAGE_SIZE);
+        self.regions.push(Region {
+            content,
+            address: mapping.address(),
+            len,
+            offset: 0,
+            pooled: false,
+        });
+    }
+
+    /// Registers a mapping of pools, and adds each of its pieces.
+    pub(super) fn add_pooled(
         &mut self,
         content: Content,
         mapping: &Mapping,
-        pooled: bool,
+        pieces: &[PageRun],
     ) -> Result<(), RegionError> {
-        let len = (mapping.len() as u64).next_multiple_of(PAGE_SIZE);
-        if pooled {
-            let size = mapping.len().next_multiple_of(4096);
-            self.uffd
-                .register(mapping.pointer().cast(), size)
-                .map_err(|source| RegionError::Register { len: size, source })?;
+        let size = mapping.len().next_multiple_of(4096);
+        self.uffd
+            .register(mapping.pointer().cast(), size)
+            .map_err(|source| RegionError::Register { len: size, source })?;
+        for piece in pieces {
+            let (offset, len) = (piece.first * PAGE_SIZE, piece.count * PAGE_SIZE);
+            let address = mapping.address() + offset;
+            self.regions.push(Region { content, address, len, offset, pooled: true });
         }
-        let address = mapping.address();
-        self.regions.push(Region { content, address, len, offset: 0, pooled });
         Ok(())
     }
 

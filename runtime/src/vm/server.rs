@@ -1,5 +1,6 @@
 //! Serving one machine over a channel.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -159,6 +160,17 @@ impl Server<'_> {
             VmmRequest::Save => {
                 let (state, overlays) = self.machine()?.save().map_err(text)?;
                 Ok(VmmReply::Saved { state, overlays })
+            }
+            VmmRequest::Freeze => {
+                let overlays = descriptors.into_iter().map(File::from).collect();
+                let (state, overlays) = self.machine()?.freeze(overlays).map_err(text)?;
+                Ok(VmmReply::Saved { state, overlays })
+            }
+            VmmRequest::Fold { disk, count, runs } => {
+                let [overlay] = <[OwnedFd; 1]>::try_from(descriptors)
+                    .map_err(|all| format!("Fold came with {} descriptors, not one", all.len()))?;
+                self.machine()?.fold(disk, count, File::from(overlay), &runs).map_err(text)?;
+                Ok(VmmReply::Folded)
             }
             VmmRequest::Populate => {
                 self.machine()?.populate().map_err(text)?;

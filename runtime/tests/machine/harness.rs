@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use coppice_runtime::pieces::Piece;
 use coppice_runtime::protocol::{
     AGENT_PORT, Content, DiskConfig, MachineConfig, PAGE_SIZE, PageRun, Region, Start, VmmEvent,
     VmmMessage, VmmReply, VmmRequest,
@@ -123,6 +124,16 @@ pub(crate) struct Snapshot {
     pub(crate) overlays: Vec<Vec<PageRun>>,
 }
 
+/// Memory of one pool, and a disk without frozen overlays.
+pub(crate) fn restore(snapshot: &Snapshot) -> Start {
+    let pages = snapshot.config.memory_bytes / PAGE_SIZE;
+    Start::Restore {
+        state: snapshot.state.clone(),
+        memory: Piece::whole(pages, 0),
+        frozen: vec![Vec::new()],
+    }
+}
+
 pub(crate) fn config(memory_mib: u64, disk: &File) -> MachineConfig {
     let len = disk.metadata().unwrap().len();
     let disks = vec![DiskConfig { len, read_only: false }];
@@ -147,13 +158,13 @@ impl Machine {
     }
 
     pub(crate) fn restore(snapshot: &Snapshot) -> Self {
-        let start = Start::Restore { state: snapshot.state.clone() };
+        let start = restore(snapshot);
         Self::build(snapshot.config.clone(), start, &snapshot.disk, &snapshot.memory)
     }
 
     /// Over pools that have no page yet; a pager must fill them.
     pub(crate) fn restore_lazily(snapshot: &Snapshot) -> Self {
-        let start = Start::Restore { state: snapshot.state.clone() };
+        let start = restore(snapshot);
         let (disk, memory) = (empty_like(&snapshot.disk), empty_like(&snapshot.memory));
         Self::build(snapshot.config.clone(), start, &disk, &memory)
     }

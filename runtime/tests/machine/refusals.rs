@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 
+use coppice_runtime::pieces::Piece;
 use coppice_runtime::protocol::{MachineConfig, Start, VmmReply, VmmRequest};
 
 use crate::guest::has_kvm;
@@ -60,7 +61,11 @@ fn a_state_that_is_none() {
         (b"COPPVMST\x63\0\0\0", "version 99"),
         (b"COPPVMST\x01\0\0\0\x00", "malformed or cut off"),
     ] {
-        let start = Start::Restore { state: state.to_vec() };
+        let start = Start::Restore {
+            state: state.to_vec(),
+            memory: Piece::whole(small().memory_bytes / 4096, 0),
+            frozen: vec![Vec::new()],
+        };
         let error = build(&small(), start, &memfd(&[0; 4096])).unwrap_err();
         assert!(error.contains(said), "{error}");
     }

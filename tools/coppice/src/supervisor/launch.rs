@@ -9,8 +9,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use coppice_engine::{Entry, ImageRef, Role};
 use coppice_runtime::host::{Built, News, PeerError, Vmm};
+use coppice_runtime::pieces::Piece;
 use coppice_runtime::protocol::{
-    Content, DiskConfig, MachineConfig, MachineKey, PoolId, Region, Start, VmmEvent,
+    Content, DiskConfig, MachineConfig, MachineKey, PAGE_SIZE, PoolId, Region, Start, VmmEvent,
 };
 
 use super::config::Recorded;
@@ -383,7 +384,9 @@ fn build(
         }
         Origin::Instant { state, memory } => {
             descriptors.push(memory.memory.as_fd());
-            Start::Restore { state: state.clone() }
+            let pages = template.config.memory_bytes / PAGE_SIZE;
+            let frozen = vec![Vec::new(); overlays.len()];
+            Start::Restore { state: state.clone(), memory: Piece::whole(pages, 0), frozen }
         }
     };
     let nets = nets.iter().map(Net::config).collect();

@@ -1,8 +1,12 @@
 //! A disk: what the image held, and what the machine has written since.
 //!
-//! Invariant: a block whose bit is set has its whole current contents in the
-//! overlay; any other block is that of the image. A write of part of a block
-//! first completes the block from the image.
+//! What was written lies in overlays, one on the other (`overlay`). A capture
+//! freezes the newest and puts another on top, so that the disk and the memory
+//! that it captures belong to one instant though the machine goes on.
+//!
+//! Invariant: a block whose bit is set in an overlay has its whole contents
+//! there; a block without one is that of the image. A write of part of a block
+//! first completes the block.
 
 use std::fs::File;
 use std::io;
@@ -14,6 +18,7 @@ use rustix::fs::FallocateFlags;
 use vm_memory::{Bytes, VolatileMemoryError};
 
 use super::SECTOR;
+use super::overlay::{OverlayError, Overlays};
 use crate::protocol::{PAGE_SIZE, PageRun};
 use crate::sys::mapping::{Mapping, MappingError};
 
@@ -37,6 +42,9 @@ pub(crate) enum DiskError {
         /// Number of bytes.
         len: u64,
     },
+    /// Overlays that cannot lie on this disk.
+    #[error(transparent)]
+    Overlays(#[from] OverlayError),
 }
 
 /// One disk of a machine.
@@ -45,8 +53,7 @@ pub(crate) struct Disk {
     len: u64,
     read_only: bool,
     pool: Mapping,
-    overlay: File,
-    written: Mutex<BlockSet>,
+    overlays: Mutex<Overlays>,
 }
 
 /// A write that is complete to whole blocks, ready for the overlay.
@@ -65,17 +72,37 @@ pub(super) struct Erasure {
 }
 
 impl Disk {
-    /// A disk over the pool of its image and an empty overlay.
+    /// A disk over the pool of its image, frozen overlays, the oldest first,
+    /// and an empty one.
     pub(crate) fn new(
         len: u64,
         read_only: bool,
         pool: &File,
         overlay: File,
+        frozen: Vec<(File, &Vec<PageRun>)>,
     ) -> Result<Self, DiskError> {
         let pool = Mapping::private(pool, len, false)?;
         let blocks =
             usize::try_from(len.div_ceil(PAGE_SIZE)).map_err(|_| MappingError::TooLong(len))?;
-        Ok(Self { len, read_only, pool, overlay, written: Mutex::new(BlockSet::new(blocks)) })
+        let overlays = Mutex::new(Overlays::new(blocks, frozen, overlay)?);
+        Ok(Self { len, read_only, pool, overlays })
+    }
+
+    /// Puts an overlay on top, unless the newest holds nothing yet. Only
+    /// while nobody has a pass.
+    pub(crate) fn freeze(&self, overlay: File) {
+        self.overlays().freeze(overlay);
+    }
+
+    /// Replaces the `count` oldest overlays, which are frozen, by one that
+    /// holds the same.
+    pub(crate) fn fold(
+        &self,
+        count: usize,
+        overlay: File,
+        runs: &[PageRun],
+    ) -> Result<(), DiskError> {
+        Ok(self.overlays().fold(count, overlay, runs)?)
     }
 
     /// The mapping of the pool.
@@ -88,9 +115,9 @@ impl Disk {
         self.read_only
     }
 
-    /// The blocks that the overlay holds.
+    /// The blocks that the newest overlay holds.
     pub(crate) fn overlay_runs(&self) -> Vec<PageRun> {
-        self.written().runs()
+        self.overlays().newest().runs()
     }
 
     /// The byte offset of a range of sectors, if it lies on the disk.
@@ -118,8 +145,9 @@ impl Disk {
     }
 
     fn read_in_block(&self, at: u64, bytes: &mut [u8]) -> Result<(), DiskError> {
-        if self.written().contains(at / PAGE_SIZE) {
-            self.overlay.read_exact_at(bytes, at)?;
+        let holder = self.overlays().holder(at / PAGE_SIZE);
+        if let Some(file) = holder {
+            file.read_exact_at(bytes, at)?;
         } else {
             let start = usize::try_from(at).unwrap_or(usize::MAX);
             self.pool.bytes().read_slice(bytes, start)?;
@@ -147,10 +175,22 @@ impl Disk {
 
     /// Writes whole blocks to the overlay. Only with a pass.
     pub(super) fn commit(&self, blocks: &WholeBlocks) -> Result<(), DiskError> {
-        self.overlay.write_all_at(&blocks.bytes, blocks.offset)?;
         let first = blocks.offset / PAGE_SIZE;
         let count = (blocks.bytes.len() as u64).div_ceil(PAGE_SIZE);
-        self.written().insert(first, count);
+        self.in_newest(first, count, |file| file.write_all_at(&blocks.bytes, blocks.offset))
+    }
+
+    /// Gives blocks their contents in the newest overlay. Only with a pass:
+    /// without one it may not be the newest any more when it has them.
+    fn in_newest(
+        &self,
+        first: u64,
+        count: u64,
+        change: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Result<(), DiskError> {
+        let file = self.overlays().newest().file();
+        change(&file)?;
+        self.overlays().insert(first, count);
         Ok(())
     }
 
@@ -178,9 +218,9 @@ impl Disk {
         let Range { start, end } = erasure.whole;
         if start < end {
             let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            rustix::fs::fallocate(&self.overlay, hole, start, end - start)
-                .map_err(io::Error::from)?;
-            self.written().insert(start / PAGE_SIZE, (end - start).div_ceil(PAGE_SIZE));
+            self.in_newest(start / PAGE_SIZE, (end - start).div_ceil(PAGE_SIZE), |file| {
+                Ok(rustix::fs::fallocate(file, hole, start, end - start)?)
+            })?;
         }
         Ok(())
     }
@@ -188,56 +228,12 @@ impl Disk {
     #[cfg(test)]
     pub(super) fn overlay_allocated(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
-        self.overlay.metadata().unwrap().blocks() * 512
+        self.overlays().newest().file().metadata().unwrap().blocks() * 512
     }
 
-    fn written(&self) -> MutexGuard<'_, BlockSet> {
+    fn overlays(&self) -> MutexGuard<'_, Overlays> {
         // Setting bits cannot panic half-way.
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One bit per block.
-#[derive(Debug)]
-struct BlockSet {
-    words: Vec<u64>,
-}
-
-impl BlockSet {
-    fn new(blocks: usize) -> Self {
-        Self { words: vec![0; blocks.div_ceil(64)] }
-    }
-
-    fn place(block: u64) -> (usize, u64) {
-        (usize::try_from(block / 64).unwrap_or(usize::MAX), 1 << (block % 64))
-    }
-
-    fn contains(&self, block: u64) -> bool {
-        let (word, bit) = Self::place(block);
-        self.words.get(word).is_some_and(|word| word & bit != 0)
-    }
-
-    fn insert(&mut self, first: u64, count: u64) {
-        for block in first..first + count {
-            let (word, bit) = Self::place(block);
-            self.words[word] |= bit;
-        }
-    }
-
-    fn runs(&self) -> Vec<PageRun> {
-        let mut runs: Vec<PageRun> = Vec::new();
-        for (index, word) in self.words.iter().enumerate() {
-            let mut left = *word;
-            while left != 0 {
-                let block = index as u64 * 64 + u64::from(left.trailing_zeros());
-                left &= left - 1;
-                match runs.last_mut() {
-                    Some(run) if run.first + run.count == block => run.count += 1,
-                    _ => runs.push(PageRun { first: block, count: 1 }),
-                }
-            }
-        }
-        runs
+        self.overlays.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -253,7 +249,7 @@ mod tests {
         pool.write_all(&bytes).unwrap();
         let overlay = tempfile::tempfile().unwrap();
         overlay.set_len(len as u64).unwrap();
-        Disk::new(len as u64, false, &pool, overlay).unwrap()
+        Disk::new(len as u64, false, &pool, overlay, Vec::new()).unwrap()
     }
 
     fn write(disk: &Disk, offset: u64, bytes: &[u8]) {
@@ -276,7 +272,7 @@ mod tests {
         let disk = disk(64 << 10);
         write(&disk, 4096 + 512, &[0xaa; 512]);
         let mut block = [0; 4096];
-        disk.overlay.read_exact_at(&mut block, 4096).unwrap();
+        disk.overlays().holder(1).unwrap().read_exact_at(&mut block, 4096).unwrap();
         assert_eq!((block[0], block[512], block[1024], block[4095]), (8, 0xaa, 10, 15));
         assert_eq!(disk.overlay_runs(), [PageRun { first: 1, count: 1 }]);
     }
@@ -308,7 +304,7 @@ mod tests {
         let mut tail = [0; 1536];
         disk.read(4096, &mut tail).unwrap();
         assert_eq!((tail[0], tail[1024], tail[1535]), (8, 5, 5));
-        assert_eq!(disk.overlay.metadata().unwrap().len(), 4096 + 1536);
+        assert_eq!(disk.overlays().holder(1).unwrap().metadata().unwrap().len(), 4096 + 1536);
     }
 
     #[test]
@@ -324,7 +320,7 @@ mod tests {
     fn a_pool_that_is_too_short_is_refused() {
         let pool =
             File::from(rustix::fs::memfd_create("p", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-        let made = Disk::new(8192, false, &pool, tempfile::tempfile().unwrap());
+        let made = Disk::new(8192, false, &pool, tempfile::tempfile().unwrap(), Vec::new());
         assert!(matches!(made, Err(DiskError::Pool(_))));
     }
 }

@@ -1,4 +1,4 @@
-//! virtio-blk over a pool and an overlay.
+//! virtio-blk over a pool and overlays.
 //!
 //! Requests are executed one after the other by the device's thread. Reading
 //! may wait for the page server and happens without a pass; completing a
@@ -6,6 +6,7 @@
 
 mod disk;
 mod erase;
+mod overlay;
 mod request;
 
 use std::sync::Arc;

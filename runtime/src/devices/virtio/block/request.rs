@@ -220,7 +220,7 @@ pub(super) mod testing {
         pool.write_all(&image).unwrap();
         let overlay = tempfile::tempfile().unwrap();
         overlay.set_len(len).unwrap();
-        let disk = Disk::new(len, read_only, &pool, overlay).unwrap();
+        let disk = Disk::new(len, read_only, &pool, overlay, Vec::new()).unwrap();
         (Driver::new(Block::identity(len, read_only).unwrap()), disk)
     }
 
@@ -317,7 +317,7 @@ mod tests {
             File::from(rustix::fs::memfd_create("p", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
         pool.write_all(&[0; 8192]).unwrap();
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let disk = Disk::new(8192, false, &pool, full).unwrap();
+        let disk = Disk::new(8192, false, &pool, full, Vec::new()).unwrap();
         let driver = Driver::new(Block::identity(8192, false).unwrap());
         assert_eq!(run(&driver, &disk, 1, 0, &[(DATA, 512, 0)]).0, 1);
         assert_eq!(disk.overlay_runs(), [], "what was not written is not there");
