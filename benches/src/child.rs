@@ -12,6 +12,7 @@ use kvm_ioctls::Kvm;
 use crate::machine::{Assembly, Machine, Steps, Stopwatch};
 use crate::mapping::Mapping;
 use crate::orders::{Answer, Kind, Order};
+use crate::runner::Runner;
 
 /// The channel that a process gets as its standard input.
 pub fn inherited_channel() -> Result<Channel> {
@@ -23,7 +24,7 @@ pub fn inherited_channel() -> Result<Channel> {
 pub fn run() -> Result<()> {
     let channel = inherited_channel()?;
     let kvm = Kvm::new().context("/dev/kvm")?;
-    let mut fork = Fork { kvm, assembly: None, userfault: None, machine: None };
+    let mut fork = Fork { kvm, assembly: None, userfault: None, machine: None, runner: None };
     loop {
         let (order, descriptors) = match channel.receive::<Order>() {
             Ok(received) => received,
@@ -44,6 +45,8 @@ struct Fork {
     /// Kept, or its ranges would no longer be registered.
     userfault: Option<Userfault>,
     machine: Option<Machine>,
+    /// Has the machine once it runs by itself.
+    runner: Option<Runner>,
 }
 
 /// A machine, and what its memory is registered with.
@@ -70,6 +73,20 @@ impl Fork {
             Order::Walk(walk) => {
                 let machine = self.machine.as_mut().context("the machine runs first")?;
                 Ok((Answer::Walked { ns: machine.walk(&walk)? }, Vec::new()))
+            }
+            Order::Begin(walk) => {
+                let machine = self.machine.take().context("the machine runs first")?;
+                machine.prepare(&walk)?;
+                self.runner = Some(Runner::start(machine)?);
+                Ok((Answer::Done, Vec::new()))
+            }
+            Order::Stop => {
+                let runner = self.runner.as_ref().context("the guest walks first")?;
+                Ok((Answer::Stopped { counter: runner.stop()? }, Vec::new()))
+            }
+            Order::GoOn => {
+                self.runner.as_ref().context("the guest walks first")?.go_on();
+                Ok((Answer::Done, Vec::new()))
             }
             Order::Touch { first, stride, count } => {
                 let ns = touch(self.memory()?, first, stride, count)?;
@@ -135,7 +152,10 @@ impl Fork {
             Ok(memory)
         })?;
         let answer = Answer::Mapped { address: memory.address(), len: memory.len() as u64 };
-        let mut handed = vec![OwnedFd::from(File::open("/proc/self/pagemap")?)];
+        let mut handed = vec![
+            OwnedFd::from(File::open("/proc/self/pagemap")?),
+            OwnedFd::from(File::open("/proc/self/mem")?),
+        ];
         if let Some(userfault) = &userfault {
             handed.push(userfault.as_fd().try_clone_to_owned()?);
         }

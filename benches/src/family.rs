@@ -31,6 +31,8 @@ pub struct Mapped {
     pub len: u64,
     /// The process's pagemap.
     pub pagemap: Pagemap,
+    /// The same, to be handed on, and its memory.
+    pub descriptors: [OwnedFd; 2],
     /// Its userfaultfd, unless the memory is bare.
     pub userfault: Option<OwnedFd>,
 }
@@ -72,8 +74,11 @@ impl Fork {
         let (answer, descriptors) = self.order(&Order::Map(kind), memory.as_slice())?;
         let Answer::Mapped { address, len } = answer else { bail!("unexpected {answer:?}") };
         let mut descriptors = descriptors.into_iter();
-        let pagemap = Pagemap::new(descriptors.next().context("a pagemap")?);
-        Ok(Mapped { address, len, pagemap, userfault: descriptors.next() })
+        let table = descriptors.next().context("a pagemap")?;
+        let memory = descriptors.next().context("its memory")?;
+        let pagemap = Pagemap::new(table.try_clone()?);
+        let userfault = descriptors.next();
+        Ok(Mapped { address, len, pagemap, descriptors: [table, memory], userfault })
     }
 
     /// Reads pages from the host's side; nanoseconds for each.

@@ -46,7 +46,7 @@ const LARGE: u64 = 0b1110_0111;
 /// A walk over pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Walk {
-    /// The page before the first, counted from [`DATA_PAGE`].
+    /// The page before the first, counted from the base.
     pub seed: u64,
     /// Factor of the sequence.
     pub factor: u64,
@@ -58,17 +58,21 @@ pub struct Walk {
     pub count: u64,
     /// Whether to write to them.
     pub write: bool,
+    /// The page of memory at which the sequence starts.
+    pub base: u64,
 }
 
 impl Walk {
     /// Pages `first..first + count`, in order.
     pub fn run(first: u64, count: u64, mask: u64, write: bool) -> Self {
-        Self { seed: first.wrapping_sub(1) & mask, factor: 1, step: 1, mask, count, write }
+        let seed = first.wrapping_sub(1) & mask;
+        Self { seed, factor: 1, step: 1, mask, count, write, base: DATA_PAGE }
     }
 
     /// `count` pages all over `mask + 1`, none twice.
     pub fn scattered(seed: u64, count: u64, mask: u64, write: bool) -> Self {
-        Self { seed, factor: 0x5851_F42D, step: 0x1405_7B7F, mask, count, write }
+        let (factor, step) = (0x5851_F42D, 0x1405_7B7F);
+        Self { seed, factor, step, mask, count, write, base: DATA_PAGE }
     }
 
     /// The pages, counted from the start of memory.
@@ -77,7 +81,7 @@ impl Walk {
         let mut visited = Vec::new();
         for _ in 0..self.count {
             at = at.wrapping_mul(self.factor).wrapping_add(self.step) & self.mask;
-            visited.push(at + DATA_PAGE);
+            visited.push(at + self.base);
         }
         visited
     }
@@ -85,7 +89,10 @@ impl Walk {
 
 /// The loop. Registers: r8 place in the sequence, r9 factor, r10 step, r11
 /// mask, r12 address of the data, r13 whether to write, rcx how often.
-const PROGRAM: [u8; 44] = [
+///
+/// A page that is written has the same word at its start and at its end, and
+/// the words of pages that follow each other in the sequence differ by one.
+const PROGRAM: [u8; 51] = [
     0xE6, 0x10, //             out 0x10, al     says that it runs
     //                    next:
     0x4D, 0x0F, 0xAF, 0xC1, // imul r8, r9
@@ -97,14 +104,15 @@ const PROGRAM: [u8; 44] = [
     0x4D, 0x85, 0xED, //       test r13, r13
     0x75, 0x05, //             jnz write
     0x4C, 0x03, 0x30, //       add r14, [rax]
-    0xEB, 0x03, //             jmp done
+    0xEB, 0x0A, //             jmp done
     //                   write:
     0x48, 0x89, 0x08, //       mov [rax], rcx
+    0x48, 0x89, 0x88, 0xF8, 0x0F, 0x00, 0x00, // mov [rax + 0xff8], rcx
     //                    done:
     0x48, 0xFF, 0xC9, //       dec rcx
-    0x75, 0xDA, //             jnz next
+    0x75, 0xD3, //             jnz next
     0xE6, 0x10, //             out 0x10, al     says that it is done
-    0xEB, 0xD6, //             jmp next         with what the host set meanwhile
+    0xEB, 0xCF, //             jmp next         with what the host set meanwhile
 ];
 
 /// The whole memory. Data pages hold their own index, so none is zero.

@@ -43,3 +43,46 @@ impl PageSource for MemorySource {
         Ok(Fetched::default())
     }
 }
+
+/// Opens images whose page map is the image itself, and leaves them where they
+/// are: for images too large to be held twice.
+#[derive(Debug)]
+pub struct FileLibrary;
+
+impl Library for FileLibrary {
+    fn add_pack(&self, _pack: u64, _file: File) {}
+
+    fn open(&self, map: File) -> Result<Arc<dyn PageSource>, SourceError> {
+        let len = map.metadata()?.len();
+        Ok(Arc::new(FileSource { file: map, len }))
+    }
+}
+
+struct FileSource {
+    file: File,
+    len: u64,
+}
+
+/// Pages that one fetch yields.
+const FRAME_PAGES: u64 = 32;
+
+impl PageSource for FileSource {
+    fn image_len(&self) -> u64 {
+        self.len
+    }
+
+    fn extent(&self, page: u64) -> Extent {
+        Extent::Stored(FrameKey { pack: 0, offset: page / FRAME_PAGES })
+    }
+
+    fn fetch(&self, page: u64, sink: &mut dyn FnMut(u64, &Page)) -> Result<Fetched, SourceError> {
+        let mut bytes = [0; 4096];
+        let first = page / FRAME_PAGES * FRAME_PAGES;
+        let end = (first + FRAME_PAGES).min(self.len / 4096);
+        for page in std::iter::once(page).chain((first..end).filter(|other| *other != page)) {
+            self.file.read_exact_at(&mut bytes, page * 4096)?;
+            sink(page, &bytes);
+        }
+        Ok(Fetched::default())
+    }
+}

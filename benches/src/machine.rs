@@ -8,7 +8,7 @@ use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_userspace_memory_regio
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
-use crate::guest::{CODE, DATA_PAGE, GDT, PAGE, PML4, PORT, TSS, Walk};
+use crate::guest::{CODE, GDT, PAGE, PML4, PORT, TSS, Walk};
 use crate::mapping::Mapping;
 
 /// A machine, stopped at a port access.
@@ -72,18 +72,28 @@ impl Machine {
 
     /// Runs until the guest has made a walk, and returns the nanoseconds.
     pub fn walk(&mut self, walk: &Walk) -> Result<u64> {
+        self.prepare(walk)?;
+        let mut watch = Stopwatch::start();
+        self.run()?;
+        Ok(watch.lap_ns())
+    }
+
+    /// Makes a walk the next thing that the guest does.
+    pub fn prepare(&self, walk: &Walk) -> Result<()> {
         let mut registers = self.vcpu.get_regs().context("KVM_GET_REGS")?;
         registers.r8 = walk.seed;
         registers.r9 = walk.factor;
         registers.r10 = walk.step;
         registers.r11 = walk.mask;
-        registers.r12 = DATA_PAGE * PAGE as u64;
+        registers.r12 = walk.base * PAGE as u64;
         registers.r13 = u64::from(walk.write);
         registers.rcx = walk.count;
-        self.vcpu.set_regs(&registers).context("KVM_SET_REGS")?;
-        let mut watch = Stopwatch::start();
-        self.run()?;
-        Ok(watch.lap_ns())
+        self.vcpu.set_regs(&registers).context("KVM_SET_REGS")
+    }
+
+    /// Its vCPU.
+    pub fn vcpu(&mut self) -> &mut VcpuFd {
+        &mut self.vcpu
     }
 
     /// Its memory.

@@ -45,6 +45,12 @@ pub enum Order {
     },
     /// Maps all that is resident. Answered by [`Answer::Done`].
     Populate,
+    /// Lets the guest walk until it is stopped. Answered by [`Answer::Done`].
+    Begin(Walk),
+    /// Stops the guest. Answered by [`Answer::Stopped`].
+    Stop,
+    /// Lets the stopped guest go on. Answered by [`Answer::Done`].
+    GoOn,
 }
 
 /// From the fork's process to the bench.
@@ -75,6 +81,11 @@ pub enum Answer {
     Touched {
         /// What each took in nanoseconds.
         ns: Vec<u64>,
+    },
+    /// The guest stands still.
+    Stopped {
+        /// What it counts down in each step of its walk.
+        counter: u64,
     },
     /// It is so.
     Done,

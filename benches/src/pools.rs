@@ -15,7 +15,7 @@ use coppice_runtime::protocol::{Content, MachineKey, PoolId, PoolStats, Region};
 
 use crate::child::inherited_channel;
 use crate::family::{Mapped, log, program};
-use crate::library::MemoryLibrary;
+use crate::library::{FileLibrary, MemoryLibrary};
 
 /// Where a page server has its pages from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub enum Origin {
     Store,
     /// Its own memory.
     Memory,
+    /// The file of the image.
+    File,
 }
 
 /// The life of a page server's process.
@@ -34,6 +36,7 @@ pub fn serve(origin: Origin) -> Result<()> {
         Origin::Memory => {
             serve_pages(&channel, Arc::new(MemoryLibrary), &FaultSettings::default())?;
         }
+        Origin::File => serve_pages(&channel, Arc::new(FileLibrary), &FaultSettings::default())?,
     }
     Ok(())
 }
@@ -52,6 +55,13 @@ impl Pool {
     /// A pool over the image, served out of memory.
     pub fn in_memory(image: &File) -> Result<Self> {
         let pager = start(Origin::Memory)?;
+        let memory = pager.open_pool(ID, image.as_fd())?;
+        Ok(Self { pager, memory, next_machine: 0.into() })
+    }
+
+    /// A pool over the image, served out of its file.
+    pub fn in_file(image: &File) -> Result<Self> {
+        let pager = start(Origin::File)?;
         let memory = pager.open_pool(ID, image.as_fd())?;
         Ok(Self { pager, memory, next_machine: 0.into() })
     }
@@ -78,8 +88,13 @@ impl Pool {
         &self.memory
     }
 
+    /// The page server that has it.
+    pub fn pager(&self) -> &Pager {
+        &self.pager
+    }
+
     /// Has a fork's faults served.
-    pub fn attach(&self, mapped: &Mapped) -> Result<()> {
+    pub fn attach(&self, mapped: &Mapped) -> Result<MachineKey> {
         let machine = MachineKey(self.next_machine.get());
         self.next_machine.set(machine.0 + 1);
         let region = Region {
@@ -91,7 +106,7 @@ impl Pool {
         };
         let userfault = mapped.userfault.as_ref().context("a pooled fork has a userfaultfd")?;
         self.pager.attach(machine, vec![(ID, region)], userfault)?;
-        Ok(())
+        Ok(machine)
     }
 
     /// The pool's counters.
@@ -102,7 +117,11 @@ impl Pool {
 }
 
 fn start(origin: Origin) -> Result<Pager> {
-    let role = if origin == Origin::Store { "pager-store" } else { "pager-memory" };
+    let role = match origin {
+        Origin::Store => "pager-store",
+        Origin::Memory => "pager-memory",
+        Origin::File => "pager-file",
+    };
     let news = |news| {
         if let News::Event(event) = news {
             eprintln!("page server: {event:?}");

@@ -1,31 +1,40 @@
 //! Capturing a whole machine: memory, disks, CPU and devices, at one instant.
 //!
-//! The machine stands still while its changed pages are hashed and handed to
-//! the store; it goes on before the store makes them durable. A failure at any
-//! point leaves the machine running and the store as it was.
+//! The machine stands still only while it is frozen (`freeze`). What it held is
+//! stored while it goes on, and the command answers when that is durable. A
+//! failure at any point leaves the machine running and the store as it was.
 
-use std::time::{Duration, Instant};
+use std::os::unix::fs::FileExt;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use coppice_engine::{
-    CommitOptions, ErrorKind, ImageRef, ImageWriter, Name, Role, Session, SnapshotId,
+    CommitOptions, Committed, ErrorKind, ImageRef, ImageWriter, Name, Role, Session, SnapshotId,
     SnapshotRecord,
 };
 use coppice_runtime::protocol::{Content, PAGE_SIZE, PageRun, Region};
 
 use super::Supervisor;
+use super::config::Recorded;
+use super::freeze::{self, Frozen, PAUSE_LIMIT};
 use super::machine::{Lineage, Live, Machine, State, lock};
+use super::overlays::{FrozenOverlay, holders};
 use crate::rpc::Captured;
-
-/// A machine that cannot be paused within this time goes on.
-const PAUSE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Bytes read from a machine at once.
 const BATCH: usize = 4 << 20;
 
-/// What a capture gathered while the machine stood still.
+/// Images that a session has so far, and how many pages and blocks of them
+/// the machine had changed.
+#[derive(Default)]
 struct Gathered {
     images: Vec<(Role, ImageRef)>,
+    dirty_pages: u64,
+}
+
+/// A capture in the store.
+pub(crate) struct Stored {
+    committed: Committed,
     dirty_pages: u64,
 }
 
@@ -34,59 +43,137 @@ impl Supervisor {
     pub(crate) fn capture(&self, machine: &Machine, name: Option<&str>) -> Result<Captured> {
         let begun = Instant::now();
         let name = name.map(|name| self.free_name(name)).transpose()?;
-        let _turn = lock(&machine.turn);
-        let live = alive(machine)?;
-        let was_running = machine.state() == State::Running;
-        let lineage = lock(&machine.lineage).clone();
-        let mut session = self.store.begin()?;
-
-        let paused = Instant::now();
-        if was_running {
-            live.vmm.pause(PAUSE_LIMIT)?;
-        }
-        let gathered = gather(&live, &lineage, &mut session, machine.config.memory_bytes);
-        if was_running {
-            live.vmm.resume().context("the machine was captured but cannot go on")?;
-        }
-        let pause_us = if was_running { micros(paused) } else { 0 };
-
-        let gathered = gathered?;
-        let record = SnapshotRecord {
-            images: gathered.images.clone(),
-            config: super::config::encode(&machine.config, machine.nets.len())?,
-            parent: lineage.snapshot,
-        };
-        let commit = CommitOptions { name, ..CommitOptions::default() };
-        let name = commit.name.as_ref().map(ToString::to_string);
-        let committed = session.commit(&record, commit)?;
-        match self.next_lineage(&gathered, committed.id) {
-            Ok(next) => *lock(&machine.lineage) = next,
-            // It was removed and collected at once: the next capture builds
-            // on what this one was built on.
-            Err(error) => tracing::warn!(machine = machine.name, %error, "no new lineage"),
-        }
+        let shown = name.as_ref().map(ToString::to_string);
+        let (stored, lineage, pause_us) = self.capture_as(machine, name)?;
+        self.grow(machine, lineage);
+        self.pools.close_layers();
         Ok(Captured {
-            id: committed.id.to_string(),
-            name,
+            id: stored.committed.id.to_string(),
+            name: shown,
             pause_us,
-            dirty_pages: gathered.dirty_pages,
-            logical_bytes: committed.logical_bytes,
-            new_bytes: committed.new_bytes,
-            stored_bytes: committed.stored_bytes,
+            dirty_pages: stored.dirty_pages,
+            logical_bytes: stored.committed.logical_bytes,
+            new_bytes: stored.committed.new_bytes,
+            stored_bytes: stored.committed.stored_bytes,
             seconds: begun.elapsed().as_secs_f64(),
         })
     }
 
+    fn capture_as(&self, machine: &Machine, name: Option<Name>) -> Result<(Stored, Lineage, u64)> {
+        let turn = lock(&machine.turn);
+        let live = alive(machine)?;
+        let descent = lock(&machine.descent).clone();
+        if !self.has_room(machine, &live)? {
+            let lineage = self.lineage_of(&descent)?;
+            return self.capture_stopped(machine, &live, &lineage, name);
+        }
+        let frozen = self.freeze(machine, &live)?;
+        drop(turn);
+        let below = self.lineage_of(&descent)?;
+        let (stored, lineage) = self.store_frozen(&recorded(machine), &frozen, &below, name)?;
+        Ok((stored, lineage, frozen.pause_us))
+    }
+
+    /// Stores a frozen machine on top of the images that it continued.
+    pub(crate) fn store_frozen(
+        &self,
+        shape: &Recorded,
+        frozen: &Frozen,
+        below: &Lineage,
+        name: Option<Name>,
+    ) -> Result<(Stored, Lineage)> {
+        let (layer, memory_bytes) = (&frozen.layer, shape.machine.memory_bytes);
+        layer.pager.wait_for_layer(layer.id).context("a page of the machine is lost")?;
+        let memory = std::fs::File::from(layer.memory.try_clone()?);
+        let mut session = self.store.begin()?;
+        let mut gathered = Gathered::default();
+        let mut writer = session.image(memory_bytes, below.memory.as_ref())?;
+        for run in &frozen.runs {
+            let read = |offset: u64, piece: &mut [u8]| {
+                Ok(memory.read_exact_at(piece, run.first * PAGE_SIZE + offset)?)
+            };
+            write_run(&mut writer, *run, memory_bytes, read)?;
+            gathered.dirty_pages += run.count;
+        }
+        gathered.images.push((Role::Memory, writer.finish()?));
+        gather_disks(&mut session, &frozen.disks, below, &mut gathered)?;
+        gathered.images.push((Role::State, session.blob(&frozen.state)?));
+        self.commit(session, gathered, shape, below, (name, frozen.instant))
+    }
+
+    /// Captures a machine that has written more than memory has room for
+    /// twice: it stands still until its pages are read.
+    fn capture_stopped(
+        &self,
+        machine: &Machine,
+        live: &Live,
+        below: &Lineage,
+        name: Option<Name>,
+    ) -> Result<(Stored, Lineage, u64)> {
+        let mut session = self.store.begin()?;
+        let was_running = machine.state() == State::Running;
+        let paused = Instant::now();
+        if was_running {
+            live.vmm.pause(PAUSE_LIMIT)?;
+        }
+        let memory = capture_memory(live, below, &mut session, machine.config.memory_bytes);
+        let frozen = memory.and_then(|memory| Ok((memory, self.freeze_disks(machine, live)?)));
+        if was_running {
+            live.vmm.resume().context("the machine was captured but cannot go on")?;
+        }
+        let pause_us = if was_running { micros(paused) } else { 0 };
+        let ((image, dirty_pages), (instant, state)) = frozen?;
+        let mut gathered = Gathered { images: vec![(Role::Memory, image)], dirty_pages };
+        let disks: Vec<_> = lock(&live.disks).iter().map(|stack| stack.frozen.clone()).collect();
+        gather_disks(&mut session, &disks, below, &mut gathered)?;
+        gathered.images.push((Role::State, session.blob(&state)?));
+        let (stored, lineage) =
+            self.commit(session, gathered, &recorded(machine), below, (name, instant))?;
+        Ok((stored, lineage, pause_us))
+    }
+
+    fn commit(
+        &self,
+        session: Session,
+        gathered: Gathered,
+        shape: &Recorded,
+        below: &Lineage,
+        (name, instant): (Option<Name>, freeze::Instant),
+    ) -> Result<(Stored, Lineage)> {
+        let record = SnapshotRecord {
+            images: gathered.images.clone(),
+            config: super::config::encode(&shape.machine, shape.nets)?,
+            parent: below.snapshot,
+        };
+        let commit = CommitOptions { name, ..CommitOptions::default() };
+        let committed = session.commit(&record, commit)?;
+        let lineage = match self.next_lineage(&gathered, committed.id, instant) {
+            Ok(next) => next,
+            // It was removed and collected at once: the next capture builds
+            // on what this one was built on.
+            Err(error) => {
+                tracing::warn!(%error, "no new lineage");
+                below.clone()
+            }
+        };
+        Ok((Stored { committed, dirty_pages: gathered.dirty_pages }, lineage))
+    }
+
     /// Later captures build on this one: whatever differs from it is among
     /// the pages that differ from the machine's origin.
-    fn next_lineage(&self, gathered: &Gathered, id: SnapshotId) -> Result<Lineage> {
+    fn next_lineage(
+        &self,
+        gathered: &Gathered,
+        id: SnapshotId,
+        instant: freeze::Instant,
+    ) -> Result<Lineage> {
         let image =
             |role| gathered.images.iter().find(|(r, _)| *r == role).map(|(_, image)| *image);
         let disks: Vec<ImageRef> = (0u16..).map_while(|index| image(Role::Disk(index))).collect();
         let memory = image(Role::Memory);
         let leased: Vec<ImageRef> = disks.iter().copied().chain(memory).collect();
         let lease = Some(std::sync::Arc::new(self.store.lease(&leased)?));
-        Ok(Lineage { snapshot: Some(id), memory, disks, lease })
+        Ok(Lineage { snapshot: Some(id), memory, disks, lease, instant })
     }
 
     /// A name that the catalog does not have yet.
@@ -104,7 +191,6 @@ impl Supervisor {
 
     /// Writes the memory of a machine that stands still to a file.
     pub(crate) fn dump_memory(&self, machine: &Machine, out: &std::fs::File) -> Result<u64> {
-        use std::os::unix::fs::FileExt;
         let _turn = lock(&machine.turn);
         let live = alive(machine)?;
         if machine.state() != State::Paused {
@@ -127,6 +213,11 @@ impl Supervisor {
     }
 }
 
+/// What a snapshot of a machine records of it.
+pub(crate) fn recorded(machine: &Machine) -> Recorded {
+    Recorded { machine: machine.config.clone(), nets: machine.nets.len() }
+}
+
 /// The process of a machine that has one, or an error that says why not.
 pub(crate) fn alive(machine: &Machine) -> Result<std::sync::Arc<Live>> {
     let state = machine.state();
@@ -140,21 +231,6 @@ pub(crate) fn alive(machine: &Machine) -> Result<std::sync::Arc<Live>> {
             machine.name
         ),
     }
-}
-
-fn gather(live: &Live, lineage: &Lineage, session: &mut Session, memory: u64) -> Result<Gathered> {
-    let saved = live.vmm.save()?;
-    let (image, mut dirty_pages) = capture_memory(live, lineage, session, memory)?;
-    let mut images = vec![(Role::Memory, image)];
-    for (index, runs) in saved.overlays.iter().enumerate() {
-        let base = lineage.disks.get(index).context("the machine has a disk of no origin")?;
-        let overlay = live.overlays.get(index).context("a disk has no overlay")?;
-        let image = capture_disk(session, base, overlay, runs)?;
-        images.push((Role::Disk(u16::try_from(index)?), image));
-        dirty_pages += runs.iter().map(|run| run.count).sum::<u64>();
-    }
-    images.push((Role::State, session.blob(&saved.state)?));
-    Ok(Gathered { images, dirty_pages })
 }
 
 /// Memory as its base image with the machine's own pages on top.
@@ -181,22 +257,31 @@ fn capture_memory(
     Ok((writer.finish()?, pages))
 }
 
-/// A disk as its base image with the overlay's blocks on top.
-fn capture_disk(
+/// Each disk as its base image with the blocks that were written since.
+fn gather_disks(
     session: &mut Session,
-    base: &ImageRef,
-    overlay: &std::fs::File,
-    runs: &[PageRun],
-) -> Result<ImageRef> {
-    use std::os::unix::fs::FileExt;
-    let mut writer = session.image(base.len, Some(base))?;
-    for run in runs {
-        let read = |offset: u64, piece: &mut [u8]| {
-            Ok(overlay.read_exact_at(piece, run.first * PAGE_SIZE + offset)?)
-        };
-        write_run(&mut writer, *run, base.len, read)?;
+    disks: &[Vec<std::sync::Arc<FrozenOverlay>>],
+    below: &Lineage,
+    gathered: &mut Gathered,
+) -> Result<()> {
+    for (index, overlays) in disks.iter().enumerate() {
+        let base = below.disks.get(index).context("the machine has a disk of no origin")?;
+        let new: Vec<&FrozenOverlay> = overlays
+            .iter()
+            .map(AsRef::as_ref)
+            .filter(|overlay| overlay.instant > below.instant)
+            .collect();
+        let mut writer = session.image(base.len, Some(base))?;
+        for (run, holder) in holders(&new, base.len) {
+            let read = |offset: u64, piece: &mut [u8]| {
+                Ok(new[holder].file.read_exact_at(piece, run.first * PAGE_SIZE + offset)?)
+            };
+            write_run(&mut writer, run, base.len, read)?;
+            gathered.dirty_pages += run.count;
+        }
+        gathered.images.push((Role::Disk(u16::try_from(index)?), writer.finish()?));
     }
-    Ok(writer.finish()?)
+    Ok(())
 }
 
 /// Copies a run of pages into an image, a batch at a time. `read` takes an

@@ -8,17 +8,20 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use coppice_engine::{Entry, ImageRef, Role};
-use coppice_runtime::host::{Built, News, PeerError, Vmm};
-use coppice_runtime::pieces::Piece;
+use coppice_runtime::host::{Built, News, Pager, PeerError, Vmm};
 use coppice_runtime::protocol::{
     Content, DiskConfig, MachineConfig, MachineKey, PAGE_SIZE, PoolId, Region, Start, VmmEvent,
 };
 
 use super::config::Recorded;
-use super::machine::{Identity, Lineage, Live, Machine, State, lock};
+use super::freeze::Frozen;
+use super::machine::{Descent, Identity, Lineage, Live, Machine, State, lock};
+use super::memory_map::MemoryMap;
 use super::net::Net;
+use super::overlays::{FrozenOverlay, Stack};
 use super::pools::Pool;
 use super::table::Reserved;
+use super::trunk::Trunk;
 use super::{Supervisor, net};
 use crate::cable::Cable;
 use crate::rpc::{Boot, Fork, Forked, Progress, Ready};
@@ -38,15 +41,17 @@ pub(crate) const FORKS: RangeInclusive<u64> = 1..=10_000;
 struct Template {
     config: MachineConfig,
     nets: Vec<Cable>,
-    lineage: Lineage,
+    descent: Descent,
     source: Option<String>,
     disks: Vec<Arc<Pool>>,
+    /// What lies over each disk already.
+    frozen: Vec<Vec<Arc<FrozenOverlay>>>,
     origin: Origin,
 }
 
 enum Origin {
     Kernel { cmdline: String, kernel: OwnedFd },
-    Instant { state: Vec<u8>, memory: Arc<Pool> },
+    Instant { state: Vec<u8>, memory: MemoryMap },
 }
 
 impl Supervisor {
@@ -78,7 +83,14 @@ impl Supervisor {
             config,
             nets: boot.nets.clone(),
             disks: self.pools_of(&images)?,
-            lineage: Lineage { snapshot: None, memory: None, disks: images, lease },
+            frozen: vec![Vec::new(); images.len()],
+            descent: Descent::Stored(Lineage {
+                snapshot: None,
+                memory: None,
+                disks: images,
+                lease,
+                instant: super::freeze::Instant(0),
+            }),
             source: boot.disks.first().cloned(),
             origin: Origin::Kernel { cmdline, kernel },
         };
@@ -88,21 +100,80 @@ impl Supervisor {
 
     /// Starts machines that continue from a snapshot, or from a machine as it
     /// is now.
-    pub(crate) fn fork(&self, fork: &Fork, report: &mut dyn FnMut(Progress)) -> Result<Forked> {
+    pub(crate) fn fork(
+        self: &Arc<Self>,
+        fork: &Fork,
+        report: &mut dyn FnMut(Progress),
+    ) -> Result<Forked> {
         within("--count", u64::from(fork.count), &FORKS)?;
         let machine = if fork.snapshot_only { None } else { self.table.find(&fork.source) };
         let begun = Instant::now();
-        let (entry, parent_pause_us) = match &machine {
-            Some(machine) => {
-                let captured = self.capture(machine, None)?;
-                (self.store.lookup(&captured.id)?, captured.pause_us)
-            }
-            None => (self.entry_for_start(fork)?, 0),
+        let Some(machine) = machine else {
+            let template = self.template(&self.entry_for_start(fork)?, fork, None)?;
+            let machines = self.make_or_none(&template, fork, begun, report)?;
+            return Ok(Forked { machines, parent_pause_us: 0 });
         };
-        let parent = machine.as_ref().map(|machine| machine.nets.as_slice());
-        let template = self.template(&entry, fork, parent)?;
+        let cables = (machine.nets.len(), fork.count);
+        let nets = net::of_forks(&fork.source, cables, &fork.nets, Some(&machine.nets))?;
+        if let Some(frozen) = self.freeze_for_fork(&machine)? {
+            return self.fork_live(&machine, frozen, (fork, nets), begun, report);
+        }
+        let captured = self.capture(&machine, None)?;
+        let template =
+            self.template(&self.store.lookup(&captured.id)?, fork, Some(&machine.nets))?;
+        let machines = self.make_or_none(&template, fork, begun, report)?;
+        Ok(Forked { machines, parent_pause_us: captured.pause_us })
+    }
+
+    /// Starts children of a machine that goes on. They run before anything of
+    /// it is in the store; that follows behind them.
+    fn fork_live(
+        self: &Arc<Self>,
+        parent: &Arc<Machine>,
+        frozen: (Frozen, Descent),
+        (fork, nets): (&Fork, Vec<Cable>),
+        begun: Instant,
+        report: &mut dyn FnMut(Progress),
+    ) -> Result<Forked> {
+        let (frozen, descent) = frozen;
+        let live = super::capture::alive(parent)?;
+        let pages = parent.config.memory_bytes / PAGE_SIZE;
+        let memory = live.memory.with_layer(&frozen.runs, &frozen.layer, pages)?;
+        let parent_pause_us = frozen.pause_us;
+        let mut template = Template {
+            config: parent.config.clone(),
+            nets,
+            source: Some(fork.source.clone()),
+            disks: live.disk_pools.clone(),
+            frozen: frozen.disks.clone(),
+            origin: Origin::Instant { state: frozen.state.clone(), memory },
+            descent: descent.clone(),
+        };
+        drop(live);
+        let trunk = Arc::new(Trunk::new(parent, descent, frozen));
+        template.descent = Descent::Live(Arc::clone(&trunk));
+        let machines = self.make_or_none(&template, fork, begun, report);
+        drop(template);
+        let machines = machines?;
+        let me = Arc::clone(self);
+        super::spawn("trunk", move || {
+            me.store_trunk(&trunk);
+            drop(trunk);
+            me.pools.close_layers();
+        })?;
+        Ok(Forked { machines, parent_pause_us })
+    }
+
+    /// Makes all the machines that were asked for, or none.
+    fn make_or_none(
+        &self,
+        template: &Template,
+        fork: &Fork,
+        begun: Instant,
+        report: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<Ready>> {
         let mut machines = Vec::new();
-        if let Err(error) = self.make_all(&template, fork, begun, &mut machines, report) {
+        if let Err(error) = self.make_all(template, fork, begun, &mut machines, report) {
             // All or nothing: nobody is told the names of a part.
             for made in machines {
                 if let Err(error) = self.remove_machine(&made.name, true) {
@@ -111,7 +182,7 @@ impl Supervisor {
             }
             return Err(error);
         }
-        Ok(Forked { machines, parent_pause_us })
+        Ok(machines)
     }
 
     fn make_all(
@@ -200,20 +271,23 @@ impl Supervisor {
             .collect::<Result<_>>()?;
         let leased: Vec<ImageRef> = images.iter().copied().chain([memory, state]).collect();
         let lease = Some(Arc::new(self.store.lease(&leased)?));
+        let pool = self.pools.get(&memory, &self.store, &self.pager()?)?;
         let origin = Origin::Instant {
             state: self.read_blob(&state)?,
-            memory: self.pools.get(&memory, &self.store, &self.pager()?)?,
+            memory: MemoryMap::whole(config.memory_bytes / PAGE_SIZE, pool),
         };
         Ok(Template {
             config,
             nets,
             disks: self.pools_of(&images)?,
-            lineage: Lineage {
+            frozen: vec![Vec::new(); images.len()],
+            descent: Descent::Stored(Lineage {
                 snapshot: Some(entry.id),
                 memory: Some(memory),
                 disks: images,
                 lease,
-            },
+                instant: super::freeze::Instant(0),
+            }),
             source: Some(source.to_owned()),
             origin,
         })
@@ -258,7 +332,8 @@ impl Supervisor {
             releasing: Mutex::new(()),
             turn: Mutex::new(()),
             state: Mutex::new(State::Paused),
-            lineage: Mutex::new(template.lineage.clone()),
+            descent: Mutex::new(template.descent.clone()),
+            layers: Mutex::default(),
             live: Mutex::new(None),
             last_faults: Mutex::new(None),
             identity: Identity::new(super::agent::generation()?),
@@ -281,14 +356,19 @@ impl Supervisor {
             .read(true)
             .write(true)
             .open(machine.folder.join("console.log"))?;
-        let overlays = (0..template.config.disks.len())
-            .map(|index| new_overlay(machine, index, template.config.disks[index].len))
-            .collect::<Result<Vec<File>>>()?;
+        let disks = (template.config.disks.iter().zip(&template.frozen).enumerate())
+            .map(|(index, (disk, frozen))| Stack::new(machine, index, disk.len, frozen))
+            .collect::<Result<Vec<Stack>>>()?;
         let nets = template.nets.iter().map(Net::new).collect::<Result<Vec<Net>>>()?;
         let vmm = self.spawn_vmm(machine, &log)?;
-        let built = build(&vmm, template, &console, (&overlays, &nets))?;
-        let pools = attach(self, machine, template, &built)?;
-        let live = Arc::new(Live { vmm, built, overlays, nets, _pools: pools });
+        let built = build(&vmm, template, &console, (&disks, &nets))?;
+        let pager = attach(self, machine, template, &built)?;
+        let memory = match &template.origin {
+            Origin::Instant { memory, .. } => memory.clone(),
+            Origin::Kernel { .. } => MemoryMap::default(),
+        };
+        let (disks, disk_pools) = (Mutex::new(disks), template.disks.clone());
+        let live = Arc::new(Live { vmm, built, pager, nets, disks, memory, disk_pools });
         *lock(&machine.live) = Some(Arc::clone(&live));
         if paused {
             return Ok(None);
@@ -352,29 +432,16 @@ fn last_words(machine: &Machine) -> String {
     }
 }
 
-fn new_overlay(machine: &Machine, index: usize, len: u64) -> Result<File> {
-    let path = machine.folder.join(format!("disk{index}.overlay"));
-    let file = File::options()
-        .create(true)
-        .truncate(true)
-        .read(true)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("cannot make {}", path.display()))?;
-    file.set_len(len.next_multiple_of(4096))?;
-    Ok(file)
-}
-
 fn build(
     vmm: &Vmm,
     template: &Template,
     console: &File,
-    (overlays, nets): (&[File], &[Net]),
+    (disks, nets): (&[Stack], &[Net]),
 ) -> Result<Built> {
     let mut descriptors: Vec<BorrowedFd<'_>> = vec![console.as_fd()];
-    for (pool, overlay) in template.disks.iter().zip(overlays) {
-        descriptors.push(pool.memory.as_fd());
-        descriptors.push(overlay.as_fd());
+    for (pool, stack) in template.disks.iter().zip(disks) {
+        descriptors.extend([pool.memory.as_fd(), stack.newest.as_fd()]);
+        descriptors.extend(stack.frozen.iter().map(|overlay| overlay.file.as_fd()));
     }
     descriptors.extend(nets.iter().map(|net| net.tap.file().as_fd()));
     let start = match &template.origin {
@@ -383,46 +450,46 @@ fn build(
             Start::Boot { cmdline: cmdline.clone() }
         }
         Origin::Instant { state, memory } => {
-            descriptors.push(memory.memory.as_fd());
-            let pages = template.config.memory_bytes / PAGE_SIZE;
-            let frozen = vec![Vec::new(); overlays.len()];
-            Start::Restore { state: state.clone(), memory: Piece::whole(pages, 0), frozen }
+            descriptors.extend(memory.pools().iter().map(|pool| pool.memory.as_fd()));
+            let runs = |stack: &Stack| stack.frozen.iter().map(|o| o.runs.clone()).collect();
+            let frozen = disks.iter().map(runs).collect();
+            Start::Restore { state: state.clone(), memory: memory.pieces().to_vec(), frozen }
         }
     };
     let nets = nets.iter().map(Net::config).collect();
     Ok(vmm.build(template.config.clone(), nets, start, &descriptors)?)
 }
 
-/// Has the page server answer the machine's faults; returns the pools in use.
+/// Has the page server answer the machine's faults; returns the page server.
 fn attach(
     supervisor: &Supervisor,
     machine: &Machine,
     template: &Template,
     built: &Built,
-) -> Result<Vec<Arc<Pool>>> {
+) -> Result<Arc<Pager>> {
+    let empty = MemoryMap::default();
     let memory = match &template.origin {
-        Origin::Instant { memory, .. } => Some(memory),
-        Origin::Kernel { .. } => None,
+        Origin::Instant { memory, .. } => memory,
+        Origin::Kernel { .. } => &empty,
     };
-    let pool_of = |content: Content| match content {
-        Content::Memory => memory,
+    let pool_of = |region: &Region| match region.content {
+        Content::Memory => memory.pool_at(region.offset / PAGE_SIZE),
         Content::Disk(index) => template.disks.get(usize::try_from(index).ok()?),
     };
     let regions = built
         .regions
         .iter()
         .filter(|region| region.pooled)
-        .map(|region| Some((pool_of(region.content)?.id, *region)))
+        .map(|region| Some((pool_of(region)?.id, *region)))
         .collect::<Option<Vec<(PoolId, Region)>>>()
         .context("the machine has a mapping that no image fits")?;
-    let pools: Vec<Arc<Pool>> = memory.into_iter().chain(&template.disks).cloned().collect();
     // The page server that made the pools: a later one does not know them.
-    let pager = match pools.first() {
+    let pager = match memory.pools().iter().chain(&template.disks).next() {
         Some(pool) => Arc::clone(&pool.pager),
         None => supervisor.pager()?,
     };
     pager.attach(machine.key, regions, &built.userfault)?;
-    Ok(pools)
+    Ok(pager)
 }
 
 fn check_shape(boot: &Boot) -> Result<()> {

@@ -1,16 +1,19 @@
 //! One machine and what the supervisor holds of it.
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use coppice_engine::{ImageRef, Lease, SnapshotId};
-use coppice_runtime::host::{Built, Vmm};
+use coppice_runtime::host::{Built, Pager, Vmm};
 use coppice_runtime::protocol::{MachineConfig, MachineFaults, MachineKey};
 
+use super::freeze::Instant;
+use super::memory_map::MemoryMap;
 use super::net::Net;
+use super::overlays::Stack;
 use super::pools::Pool;
+use super::trunk::Trunk;
 use crate::cable::Cable;
 
 /// What a machine is doing.
@@ -60,6 +63,18 @@ pub(crate) struct Lineage {
     /// Keeps these images from being collected: the next capture builds on
     /// them. `None` once there will be no other capture.
     pub(crate) lease: Option<Arc<Lease>>,
+    /// When it was: the images have the blocks of overlays that were frozen
+    /// until then.
+    pub(crate) instant: Instant,
+}
+
+/// What a machine continues.
+#[derive(Debug, Clone)]
+pub(crate) enum Descent {
+    /// Images of the store.
+    Stored(Lineage),
+    /// A live machine at an instant that the store may not have yet.
+    Live(Arc<Trunk>),
 }
 
 /// The parts of a machine that exist only while its process does.
@@ -67,11 +82,15 @@ pub(crate) struct Lineage {
 pub(crate) struct Live {
     pub(crate) vmm: Vmm,
     pub(crate) built: Built,
-    /// The overlay of each disk.
-    pub(crate) overlays: Vec<File>,
     pub(crate) nets: Vec<Net>,
-    /// Keeps the pools of its mappings open.
-    pub(crate) _pools: Vec<Arc<Pool>>,
+    /// The page server that has its pools.
+    pub(crate) pager: Arc<Pager>,
+    /// What it has written to each disk.
+    pub(crate) disks: Mutex<Vec<Stack>>,
+    /// The pools of its memory; none if it booted into empty memory.
+    pub(crate) memory: MemoryMap,
+    /// The pool of each disk.
+    pub(crate) disk_pools: Vec<Arc<Pool>>,
 }
 
 /// A machine.
@@ -91,7 +110,9 @@ pub(crate) struct Machine {
     /// Serializes pause, capture, resume and stop.
     pub(crate) turn: Mutex<()>,
     pub(crate) state: Mutex<State>,
-    pub(crate) lineage: Mutex<Lineage>,
+    pub(crate) descent: Mutex<Descent>,
+    /// Layers that pages are being copied to.
+    pub(crate) layers: Mutex<Vec<Weak<Pool>>>,
     pub(crate) live: Mutex<Option<Arc<Live>>>,
     /// Last counters, once it is detached from the page server.
     pub(crate) last_faults: Mutex<Option<MachineFaults>>,
@@ -139,6 +160,17 @@ impl Machine {
         let mut state = lock(&self.state);
         if !matches!(*state, State::Stopped(_)) {
             *state = State::Failed(why);
+        }
+    }
+
+    /// Waits until no page of it is to be copied any more: what was forked
+    /// from it must not lose pages to its end. That does not depend on the
+    /// guest.
+    pub(crate) fn finish_layers(&self) {
+        let layers = std::mem::take(&mut *lock(&self.layers));
+        for layer in layers.iter().filter_map(Weak::upgrade) {
+            // What went wrong is told to those who need the layer.
+            drop(layer.pager.wait_for_layer(layer.id));
         }
     }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use coppice_runtime::protocol::{MachineConfig, MachineKey};
 use serde::{Deserialize, Serialize};
 
-use super::machine::{Identity, Lineage, Machine, State};
+use super::machine::{Descent, Identity, Lineage, Machine, State};
 use super::paths::Paths;
 use super::table::Table;
 
@@ -75,12 +75,14 @@ pub(crate) fn find_ended(paths: &Paths, table: &Table) -> Result<()> {
             releasing: Mutex::new(()),
             turn: Mutex::new(()),
             state: Mutex::new(state),
-            lineage: Mutex::new(Lineage {
+            descent: Mutex::new(Descent::Stored(Lineage {
                 snapshot: None,
                 memory: None,
                 disks: Vec::new(),
                 lease: None,
-            }),
+                instant: super::freeze::Instant(0),
+            })),
+            layers: Mutex::default(),
             live: Mutex::new(None),
             last_faults: Mutex::new(None),
             identity: Identity::new(0),

@@ -48,8 +48,11 @@ impl Supervisor {
             .filter_map(|(pool, machines)| {
                 let stats = counters.iter().find(|(id, _)| *id == pool.id)?.1;
                 Some(PoolLine {
-                    root: pool.image.root.to_string(),
-                    len: pool.image.len,
+                    root: match &pool.image {
+                        Some(image) => image.root.to_string(),
+                        None => format!("live-layer-{}", pool.id.0),
+                    },
+                    len: stats.len,
                     machines,
                     resident_pages: stats.resident_pages,
                     stored_pages: stats.stored_pages,
@@ -118,6 +121,7 @@ impl Supervisor {
             machine.state() == State::Running && self.shut_down(&machine, &live, STOP_LIMIT);
         let how = if asked { "it was shut down" } else { "it was stopped" };
         machine.ended(State::Stopped(how.to_owned()));
+        machine.finish_layers();
         live.vmm.kill();
         self.release(&machine);
         Ok(Reply::Done)
@@ -160,6 +164,7 @@ impl Supervisor {
 /// Kills a machine's process without waiting for whoever works with it.
 fn end_now(machine: &Arc<Machine>, why: &str) {
     machine.ended(State::Stopped(why.to_owned()));
+    machine.finish_layers();
     if let Some(live) = machine.live() {
         live.vmm.kill();
     }

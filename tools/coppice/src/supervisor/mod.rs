@@ -12,18 +12,22 @@ mod catalog;
 mod clock;
 mod collect;
 mod config;
+mod freeze;
 mod launch;
 mod lineage;
 mod machine;
 mod machine_file;
 mod machines;
+mod memory_map;
 mod net;
+mod overlays;
 pub(crate) mod paths;
 mod piped;
 mod pools;
 mod read;
 mod server;
 mod table;
+mod trunk;
 mod usage;
 pub(crate) mod view;
 
@@ -43,7 +47,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 pub(crate) use launch::{FORKS, MEMORY_MIB, VCPUS};
-use machine::{Machine, State, lock};
+use machine::{Descent, Machine, State, lock};
 use paths::Paths;
 use pools::Pools;
 use table::Table;
@@ -273,12 +277,17 @@ impl Supervisor {
         let _releasing = lock(&machine.releasing);
         let Some(live) = lock(&machine.live).take() else { return };
         live.vmm.kill();
-        lock(&machine.lineage).lease = None;
+        // No other capture will build on them.
+        if let Descent::Stored(lineage) = &mut *lock(&machine.descent) {
+            lineage.lease = None;
+        }
         match self.running_pager().map(|pager| pager.detach(machine.key)) {
             Some(Ok(faults)) => *lock(&machine.last_faults) = Some(faults),
             Some(Err(error)) => tracing::warn!(machine = machine.name, %error, "detach"),
             None => {}
         }
+        drop(live);
+        self.pools.close_layers();
         if let Some(why) = lock(&self.losses).remove(&machine.key) {
             machine.lost(why);
         }

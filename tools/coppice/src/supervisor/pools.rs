@@ -7,13 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use coppice_engine::{ImageRef, Store};
-use coppice_runtime::host::Pager;
-use coppice_runtime::protocol::PoolId;
+use coppice_runtime::host::{Pager, PeerError};
+use coppice_runtime::protocol::{MachineKey, PoolId};
 
 /// Idle pools kept open.
 const IDLE_POOLS_MAX: usize = 16;
@@ -22,7 +23,8 @@ const IDLE_POOLS_MAX: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) id: PoolId,
-    pub(crate) image: ImageRef,
+    /// What it shows; `None` for a layer of a live machine.
+    pub(crate) image: Option<ImageRef>,
     /// Its memfd, read-only.
     pub(crate) memory: OwnedFd,
     /// The page server that fills it.
@@ -55,13 +57,45 @@ impl Pools {
     ) -> Result<Arc<Pool>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.belong_to(pager);
-        if let Some(pool) = open.pools.values().find(|pool| pool.image == *image) {
+        if let Some(pool) = open.pools.values().find(|pool| pool.image == Some(*image)) {
             return Ok(Arc::clone(pool));
         }
         open.close_idle(pager);
         let pool = Arc::new(open.make(image, store, pager)?);
         open.pools.insert(pool.id, Arc::clone(&pool));
         Ok(pool)
+    }
+
+    /// An empty layer for the pages of a machine.
+    pub(crate) fn open_layer(
+        &self,
+        pager: &Arc<Pager>,
+        machine: MachineKey,
+        memory: &Range<u64>,
+        descriptors: [BorrowedFd<'_>; 2],
+    ) -> Result<Arc<Pool>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.belong_to(pager);
+        let id = open.next_id()?;
+        let memory = pager.open_layer(id, machine, memory, descriptors)?;
+        let layer = Arc::new(Pool { id, image: None, memory, pager: Arc::clone(pager) });
+        open.pools.insert(id, Arc::clone(&layer));
+        Ok(layer)
+    }
+
+    /// Gives back the layers that nobody uses any more.
+    pub(crate) fn close_layers(&self) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let unused = |pool: &Arc<Pool>| pool.image.is_none() && users(pool) == 0;
+        let unused: Vec<Arc<Pool>> =
+            open.pools.values().filter(|pool| unused(pool)).cloned().collect();
+        for layer in unused {
+            match layer.pager.close_pool(layer.id) {
+                Ok(()) | Err(PeerError::Gone { .. }) => drop(open.pools.remove(&layer.id)),
+                // A machine that used it is not detached yet.
+                Err(error) => tracing::debug!(layer = layer.id.0, %error, "kept"),
+            }
+        }
     }
 
     /// Every open pool with the number of its users.
@@ -94,18 +128,24 @@ impl Open {
             pager.add_pack(pack.0, file.as_fd())?;
             self.packs.insert(pack.0);
         }
-        let id = PoolId(self.next);
-        self.next = self.next.checked_add(1).context("pool ids are used up")?;
+        let id = self.next_id()?;
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
         let mut table = File::from(rustix::fs::memfd_create("coppice-page-map", flags)?);
         table.write_all(&map.to_bytes())?;
         let memory = pager.open_pool(id, table.as_fd())?;
-        Ok(Pool { id, image: *image, memory, pager: Arc::clone(pager) })
+        Ok(Pool { id, image: Some(*image), memory, pager: Arc::clone(pager) })
+    }
+
+    fn next_id(&mut self) -> Result<PoolId> {
+        let id = PoolId(self.next);
+        self.next = self.next.checked_add(1).context("pool ids are used up")?;
+        Ok(id)
     }
 
     fn close_idle(&mut self, pager: &Arc<Pager>) {
+        let idle = |pool: &Arc<Pool>| pool.image.is_some() && users(pool) == 0;
         let idle: Vec<PoolId> =
-            self.pools.iter().filter(|(_, pool)| users(pool) == 0).map(|(id, _)| *id).collect();
+            self.pools.iter().filter(|(_, pool)| idle(pool)).map(|(id, _)| *id).collect();
         let excess = idle.len().saturating_sub(IDLE_POOLS_MAX);
         for id in idle.into_iter().take(excess) {
             if let Err(error) = pager.close_pool(id) {

@@ -103,7 +103,7 @@ fn answer_on_thread(
     spawned
 }
 
-fn converse(supervisor: &Supervisor, channel: &Channel) -> Result<(), ChannelError> {
+fn converse(supervisor: &Arc<Supervisor>, channel: &Channel) -> Result<(), ChannelError> {
     // A caller that says nothing must not keep a supervisor from idling out.
     channel.socket().set_read_timeout(Some(HELLO_LIMIT))?;
     let (hello, received) = channel.receive::<Hello>()?;
@@ -133,7 +133,7 @@ fn converse(supervisor: &Supervisor, channel: &Channel) -> Result<(), ChannelErr
 }
 
 pub(super) fn answer(
-    supervisor: &Supervisor,
+    supervisor: &Arc<Supervisor>,
     request: Request,
     received: Vec<OwnedFd>,
     (caller_left, report): (&dyn Fn() -> bool, &mut dyn FnMut(Progress)),

@@ -3,7 +3,8 @@
 use anyhow::{Context, Result};
 use coppice_runtime::protocol::Content;
 
-use super::machine::Live;
+use super::machine::{Live, lock};
+use super::overlays::Stack;
 
 /// Bytes of one machine.
 #[derive(Debug, Clone, Copy, Default)]
@@ -32,7 +33,7 @@ pub(crate) fn measure(live: &Live) -> Result<Usage> {
     let pid = live.vmm.pid();
     usage.pss_bytes = proc_kib(&format!("/proc/{pid}/smaps_rollup"), "Pss:")? * 1024;
     usage.page_table_bytes = proc_kib(&format!("/proc/{pid}/status"), "VmPTE:")? * 1024;
-    for overlay in &live.overlays {
+    for overlay in lock(&live.disks).iter().flat_map(Stack::files) {
         let blocks = rustix::fs::fstat(overlay)?.st_blocks;
         usage.overlay_bytes += u64::try_from(blocks)? * 512;
     }

@@ -15,7 +15,7 @@ use crate::rpc::{Progress, Request};
 
 /// A supervisor that only looks: it has no socket, no machines and no lock.
 #[derive(Debug)]
-pub(crate) struct View(Supervisor);
+pub(crate) struct View(Arc<Supervisor>);
 
 impl View {
     /// Opens the store as it is at this moment.
@@ -27,7 +27,8 @@ impl View {
         // Nobody listens, because there are no machines to tell of.
         let (news, _) = unbounded();
         let (lost, _) = unbounded();
-        Ok(Self(Supervisor::new(paths, store, news, lost, Arc::default())?))
+        let supervisor = Supervisor::new(paths, store, news, lost, Arc::default())?;
+        Ok(Self(Arc::new(supervisor)))
     }
 
     /// Answers a request that changes nothing.
