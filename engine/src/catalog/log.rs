@@ -29,6 +29,10 @@ const ENTRY_MAGIC: [u8; 4] = *b"CPRL";
 const ENTRY_HEADER_LEN: usize = 48;
 const CHECKED_LEN: usize = 32;
 const BODY_LEN_MAX: usize = 1 << 20;
+/// No entry is longer.
+const ENTRY_LEN_MAX: usize = ENTRY_HEADER_LEN + BODY_LEN_MAX;
+/// Bytes of the log in memory.
+const PART_LEN: usize = 4 * ENTRY_LEN_MAX;
 const CONTEXT: &str = "coppice 2026-11 root log checksum v1";
 /// Entries up to this length are mended; longer ones take too many attempts.
 const MENDED_LEN_MAX: usize = 4096;
@@ -60,10 +64,9 @@ impl RootLog {
             return Ok(None);
         };
         let file = disk.open(PATH, Access::Write).map_err(StoreError::io("open", PATH))?;
-        let bytes = file.read_at(0, to_usize(len)).map_err(StoreError::io("read", PATH))?;
         let (end, next_sequence) =
-            replay_all(&bytes, replay, &|at, entry| rewrite(&*file, at, entry))?;
-        let log = Self { file, end: to_u64(end), next_sequence };
+            replay_all(&*file, len, replay, &|at, entry| rewrite(&*file, at, entry))?;
+        let log = Self { file, end, next_sequence };
         log.cut_tail(len)?;
         Ok(Some(log))
     }
@@ -78,8 +81,7 @@ impl RootLog {
             file => file.map_err(StoreError::io("open", PATH))?,
         };
         let len = file.length().map_err(StoreError::io("read", PATH))?;
-        let bytes = file.read_at(0, to_usize(len)).map_err(StoreError::io("read", PATH))?;
-        replay_all(&bytes, replay, &|_, _| Ok(()))?;
+        replay_all(&*file, len, replay, &|_, _| Ok(()))?;
         Ok(Some(len))
     }
 
@@ -142,26 +144,77 @@ impl RootLog {
     }
 }
 
+/// A log that is read in parts: however long the file says that it is, a few
+/// entries are in memory.
+struct Parts<'f> {
+    file: &'f dyn DiskFile,
+    len: u64,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl<'f> Parts<'f> {
+    fn of(file: &'f dyn DiskFile, len: u64) -> Self {
+        Self { file, len, start: 0, bytes: Vec::new() }
+    }
+
+    /// What begins at an offset: as much as the longest entry has, or all up to
+    /// the end of the file.
+    fn at(&mut self, offset: u64) -> Result<&[u8], StoreError> {
+        let end = self.start + to_u64(self.bytes.len());
+        let enough = end == self.len || offset + to_u64(ENTRY_LEN_MAX) <= end;
+        if offset < self.start || offset > end || !enough {
+            let len = to_usize((self.len - offset).min(to_u64(PART_LEN)));
+            self.bytes = self.file.read_at(offset, len).map_err(StoreError::io("read", PATH))?;
+            self.start = offset;
+        }
+        Ok(&self.bytes[to_usize(offset - self.start)..])
+    }
+
+    /// Whether a whole entry begins anywhere behind an offset.
+    fn has_entry_behind(&mut self, offset: u64) -> Result<bool, StoreError> {
+        let mut at = offset + 1;
+        while at < self.len {
+            let len = self.len;
+            let bytes = self.at(at)?;
+            let is_last = at + to_u64(bytes.len()) == len;
+            // An entry that begins later may not be here to its end.
+            let begins = if is_last { bytes.len() } else { bytes.len() - ENTRY_LEN_MAX + 1 };
+            let whole = |at: usize| {
+                bytes[at..].starts_with(&ENTRY_MAGIC) && decode_entry(&bytes[at..], None).is_ok()
+            };
+            if (0..begins).any(whole) {
+                return Ok(true);
+            }
+            at += to_u64(begins);
+        }
+        Ok(false)
+    }
+}
+
 /// Puts an entry at an offset of the log.
-type Mend<'m> = dyn Fn(usize, &[u8]) -> Result<(), StoreError> + 'm;
+type Mend<'m> = dyn Fn(u64, &[u8]) -> Result<(), StoreError> + 'm;
 
 /// Replays all entries, and has those mended in which one bit is wrong. Returns
 /// where they end, and the sequence number of the next.
 fn replay_all(
-    bytes: &[u8],
+    file: &dyn DiskFile,
+    len: u64,
     replay: &mut dyn FnMut(LoggedEvent),
     mend: &Mend<'_>,
-) -> Result<(usize, u64), StoreError> {
-    let damaged = |offset: usize, source| StoreError::RootLog { offset: to_u64(offset), source };
-    check_header(bytes).map_err(|source| damaged(0, source))?;
-    let mut at = HEADER_LEN;
+) -> Result<(u64, u64), StoreError> {
+    let damaged = |offset, source| StoreError::RootLog { offset, source };
+    let mut parts = Parts::of(file, len);
+    check_header(parts.at(0)?).map_err(|source| damaged(0, source))?;
+    let mut at = to_u64(HEADER_LEN);
     let mut next_sequence = 1;
-    while at < bytes.len() {
-        let (logged, len) = match decode_entry(&bytes[at..], Some(next_sequence)) {
+    while at < len {
+        let bytes = parts.at(at)?;
+        let (logged, entry_len) = match decode_entry(bytes, Some(next_sequence)) {
             Ok(whole) => whole,
             Err(source) => {
-                let Some((logged, entry)) = mended(&bytes[at..], next_sequence) else {
-                    if has_entry_after(&bytes[at..]) {
+                let Some((logged, entry)) = mended(bytes, next_sequence) else {
+                    if parts.has_entry_behind(at)? {
                         return Err(damaged(at, source));
                     }
                     break;
@@ -171,7 +224,7 @@ fn replay_all(
             }
         };
         replay(logged);
-        at += len;
+        at += to_u64(entry_len);
         next_sequence += 1;
     }
     Ok((at, next_sequence))
@@ -196,9 +249,9 @@ fn mended(bytes: &[u8], sequence: u64) -> Option<(LoggedEvent, Vec<u8>)> {
     None
 }
 
-fn rewrite(file: &dyn DiskFile, at: usize, entry: &[u8]) -> Result<(), StoreError> {
+fn rewrite(file: &dyn DiskFile, at: u64, entry: &[u8]) -> Result<(), StoreError> {
     tracing::warn!(offset = at, "a bit of the root log was wrong; it is mended");
-    file.write_all_at(to_u64(at), entry).map_err(StoreError::io("mend", PATH))?;
+    file.write_all_at(at, entry).map_err(StoreError::io("mend", PATH))?;
     file.sync().map_err(StoreError::io("flush", PATH))
 }
 
@@ -269,9 +322,11 @@ pub(crate) fn decode_any(bytes: &[u8]) -> Result<LoggedEvent, FormatError> {
     decode_entry(bytes, None).map(|(logged, _)| logged)
 }
 
-/// Whether a whole entry begins anywhere behind the first byte.
-fn has_entry_after(bytes: &[u8]) -> bool {
-    (1..bytes.len())
-        .filter(|at| bytes[*at..].starts_with(&ENTRY_MAGIC))
-        .any(|at| decode_entry(&bytes[at..], None).is_ok())
+/// A whole log, which nobody mends, for tests of the decoder.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn decode_whole(bytes: &[u8]) -> Result<u64, StoreError> {
+    let disk = crate::io::SimDisk::new();
+    let file = disk.create(PATH).map_err(StoreError::io("create", PATH))?;
+    file.write_all_at(0, bytes).map_err(StoreError::io("write", PATH))?;
+    replay_all(&*file, to_u64(bytes.len()), &mut |_| {}, &|_, _| Ok(())).map(|(end, _)| end)
 }

@@ -6,9 +6,9 @@ use std::collections::{HashMap, HashSet};
 
 use super::{Event, LoggedEvent, SnapshotRecord};
 use crate::depot::Depot;
-use crate::error::StoreError;
+use crate::error::{FormatError, StoreError};
 use crate::id::{PackId, SnapshotId};
-use crate::pack::{FrameKind, ObjectKind, object};
+use crate::pack::{Frame, FrameKind, ObjectKind, object};
 
 /// All events in packs, in the order of the packs.
 pub(super) fn events_in_packs(depot: &Depot) -> Result<Vec<LoggedEvent>, StoreError> {
@@ -38,19 +38,24 @@ impl Found {
                 }
                 Err(error) => return Err(error),
             };
-            let damaged = |source| StoreError::Damaged { pack, offset: span.offset, source };
-            for object in object::list(&frame).map_err(damaged)? {
-                match object.kind {
-                    ObjectKind::Snapshot => {
-                        let record = SnapshotRecord::decode(object.bytes).map_err(damaged)?;
-                        self.records.insert(SnapshotId::of(object.bytes), record);
-                    }
-                    ObjectKind::Event => {
-                        let event = Event::decode(object.bytes).map_err(damaged)?;
-                        self.events.push((pack, len, event));
-                    }
-                    ObjectKind::Node | ObjectKind::NodePatch | ObjectKind::Root => {}
+            if let Err(source) = self.read_frame(&frame, pack, len) {
+                // A pack that somebody made up is no reason not to open.
+                let error = StoreError::Damaged { pack, offset: span.offset, source };
+                tracing::warn!(%error, "part of the catalog's history is lost");
+            }
+        }
+        Ok(())
+    }
+
+    fn read_frame(&mut self, frame: &Frame, pack: PackId, len: u64) -> Result<(), FormatError> {
+        for object in object::list(frame)? {
+            match object.kind {
+                ObjectKind::Snapshot => {
+                    let record = SnapshotRecord::decode(object.bytes)?;
+                    self.records.insert(SnapshotId::of(object.bytes), record);
                 }
+                ObjectKind::Event => self.events.push((pack, len, Event::decode(object.bytes)?)),
+                ObjectKind::Node | ObjectKind::NodePatch | ObjectKind::Root => {}
             }
         }
         Ok(())

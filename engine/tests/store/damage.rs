@@ -337,3 +337,28 @@ fn a_pack_that_cannot_be_had_is_told_and_repaired() {
         assert!(check(&open(dir.path())).is_clean());
     }
 }
+
+/// A hole behind the root log, as long as a file can be: nobody takes memory
+/// for it, and it is cut off. So is a hole behind a pack.
+#[test]
+fn files_that_say_they_are_endless_take_no_memory() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (bytes, image) = two_snapshots(dir.path());
+    let log = dir.path().join("roots.log");
+    let len = std::fs::metadata(&log).expect("the log").len();
+    let file = OpenOptions::new().write(true).open(&log).expect("the log");
+    file.set_len(256 << 20).expect("a hole");
+    let store = open(dir.path());
+    assert_eq!(std::fs::metadata(&log).expect("the log").len(), len);
+    assert!(read_all(&store, &image) == bytes);
+    drop(store);
+    let pack = OpenOptions::new().write(true).open(&packs(dir.path())[0]).expect("a pack");
+    pack.set_len(1 << 42).expect("a hole");
+    let store = open(dir.path());
+    assert!(read_all(&store, &image) == bytes);
+    assert!(!check(&store).is_clean());
+    let (repaired, left) = store.repair(&mut |_| {}).expect("a repair");
+    assert_eq!(repaired.quarantined.len(), 1);
+    assert!(left.is_clean(), "{left:?}");
+    assert!(read_all(&store, &image) == bytes);
+}
