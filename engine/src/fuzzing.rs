@@ -6,10 +6,11 @@ use std::io::Write;
 
 use crate::catalog::{Event, SnapshotRecord};
 use crate::depot::hint::Hint;
-use crate::id::ObjectKey;
+use crate::id::{ObjectKey, PackId};
+use crate::io::{Disk, SimDisk};
 use crate::pack::directory::{FOOTER_LEN, Footer};
 use crate::pack::frame::{self, FrameHeader, FrameKind};
-use crate::pack::{object, pieces};
+use crate::pack::{object, pieces, scan};
 use crate::read::PageMap;
 use crate::tree::patch::Patch;
 use crate::tree::stream::StreamNode;
@@ -46,11 +47,19 @@ pub enum Decoder {
     Hint,
     /// A qcow2 disk.
     Qcow2,
+    /// A whole pack, whose tables may be of no use.
+    Pack,
+    /// A whole root log.
+    RootLog,
+    /// A node and a patch on it.
+    PatchedNode,
+    /// Rows of the ledger.
+    LedgerRows,
 }
 
 impl Decoder {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::Frame,
         Self::Objects,
         Self::Pieces,
@@ -65,6 +74,10 @@ impl Decoder {
         Self::PageMap,
         Self::Hint,
         Self::Qcow2,
+        Self::Pack,
+        Self::RootLog,
+        Self::PatchedNode,
+        Self::LedgerRows,
     ];
 
     /// Decodes. What comes of it does not matter, as long as it is no panic,
@@ -101,6 +114,10 @@ impl Decoder {
             Self::PageMap => drop(PageMap::from_bytes(bytes)),
             Self::Hint => hint(bytes),
             Self::Qcow2 => qcow2(bytes),
+            Self::Pack => pack(bytes),
+            Self::RootLog => drop(crate::catalog::decode_log(bytes)),
+            Self::PatchedNode => patched_node(bytes),
+            Self::LedgerRows => crate::ledger::decode_rows(bytes),
         }
     }
 }
@@ -124,6 +141,34 @@ fn pack_tables(bytes: &[u8]) {
         && let Ok(footer) = Footer::parse(last)
     {
         drop(footer.parse_tables(&bytes[..bytes.len() - FOOTER_LEN]));
+    }
+}
+
+/// Lists it and reads what it lists, as a check and a repair do.
+fn pack(bytes: &[u8]) {
+    let disk = SimDisk::new();
+    let Ok(file) = disk.create("pack") else { return };
+    if file.write_all_at(0, bytes).is_err() {
+        return;
+    }
+    let number = PackId(1);
+    let Ok(listing) = scan::list(&*file, number) else { return };
+    for span in &listing.directory.frames {
+        if let Ok(frame) = scan::read_frame(&*file, number, span) {
+            drop(scan::keys_of(&frame));
+        }
+    }
+    drop(listing.directory.trailer(number, &[0; 32]));
+}
+
+/// A full node, as long as it says, and behind it a patch.
+fn patched_node(bytes: &[u8]) {
+    let count =
+        bytes.get(2..4).and_then(|len| len.first_chunk()).map(|len| u16::from_le_bytes(*len));
+    let node_len = 20 + 32 * usize::from(count.unwrap_or(0));
+    let Some((node, patch)) = bytes.split_at_checked(node_len) else { return };
+    if let (Ok(node), Ok(patch)) = (Node::decode(node), Patch::decode(patch)) {
+        drop(patch.apply(&node));
     }
 }
 

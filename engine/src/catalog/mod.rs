@@ -20,7 +20,7 @@ pub(crate) use event::tests::sample as sample_event;
 pub(crate) use event::{Event, EventKind};
 use log::RootLog;
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use log::decode_any as decode_log_entry;
+pub(crate) use log::{decode_any as decode_log_entry, decode_whole as decode_log};
 use state::State;
 
 use crate::depot::Depot;

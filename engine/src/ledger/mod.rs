@@ -37,6 +37,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 pub(crate) use bits::{Bits, Places};
 pub(crate) use mark::mark;
 pub(crate) use rows::PackRow;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use rows::decode_any as decode_rows;
 
 use crate::catalog::Entry;
 use crate::depot::Depot;

@@ -116,6 +116,27 @@ pub(super) fn decode_snapshot(bytes: &[u8]) -> Result<SnapshotId, FormatError> {
     Ok(id)
 }
 
+/// The bytes as the key and the value of a row of each kind, for tests of the
+/// decoders.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn decode_any(bytes: &[u8]) {
+    use crate::index::rows::{copy_of, pack_of, place_from, place_of};
+    if let Ok(count) = Count::decode(bytes) {
+        assert_eq!(count.encode(), bytes, "what decodes is canonical");
+    }
+    if let Ok(row) = PackRow::decode(bytes) {
+        assert_eq!(row.encode(), bytes, "what decodes is canonical");
+    }
+    if let Ok(image) = decode_image(bytes) {
+        assert_eq!(encode_image(&image), bytes, "what decodes is canonical");
+    }
+    drop((decode_snapshot(bytes), super::Bits::decode(bytes)));
+    let places = (place_of(bytes), place_from(bytes));
+    let packs = (pack_of(bytes), copy_of(bytes));
+    assert!(bytes.len() < 8 || places.1.is_some());
+    assert!(bytes.len() < 9 || packs.0.is_some());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

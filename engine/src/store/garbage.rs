@@ -11,6 +11,7 @@ use crate::id::{ObjectKey, PackId};
 use crate::pack::frame::{self, FrameKind};
 use crate::tree::patch::Patch;
 use crate::tree::{Node, RootRecord};
+use crate::units::to_u32;
 
 fn decode_all(bytes: &[u8]) {
     Decoder::ALL.iter().for_each(|decoder| decoder.decode(bytes));
@@ -24,6 +25,9 @@ fn beginnings() -> impl Strategy<Value = Vec<u8>> {
         Just(b"CPPKEND1\x01\0\0\0".to_vec()),
         Just(b"CPRL".to_vec()),
         Just(b"CPMAP001".to_vec()),
+        Just(b"CPROOTS1\x01\0\0\0\0\0\0\0".to_vec()),
+        Just(b"CPROOTS1\x01\0\0\0\0\0\0\0CPRL".to_vec()),
+        Just(b"CPPACK01\x01\0\0\0\0\0\0\0CPF1\x00\x01\x00\x00".to_vec()),
         Just(vec![1, 3, 3, 1]),
         Just(vec![1, 0, 1, 0]),
         Just(vec![0, 0, 1, 0]),
@@ -121,7 +125,19 @@ fn write_the_corpus() {
     let chunks = vec![(0, spot), (1, Spot { slot: 4, ..spot }), (9, Spot { offset: 5016, ..spot })];
     let hint = Hint { own: Some(spot), base: Some(key), chunks }.encode(&key);
     let hint_sum = hint.len() - 8..hint.len();
+    let zeroed_frame = zeroed(encoded.clone(), 64..80);
+    let mut whole = crate::pack::Directory::empty();
+    whole.push(FrameKind::Pages, to_u32(encoded.len()), &keys, &[]);
+    let whole_tail = whole.trailer(PackId(1), &[3; 32]);
+    let sums = whole_tail.len() - 32..whole_tail.len();
+    let head = crate::pack::directory::pack_header().to_vec();
+    let pack = [head, zeroed_frame.clone(), zeroed(whole_tail, sums)].concat();
+    let row = [7_u32.to_le_bytes().as_slice(), &2_u32.to_le_bytes(), &[5; 32]].concat();
     let seeds = [
+        ("pack", pack),
+        ("root_log", zeroed(log.to_vec(), 48..64)),
+        ("patched_node", [base.encode(), patch.encode()].concat()),
+        ("ledger_rows", row),
         ("frame", zeroed(encoded, 64..80)),
         ("objects", objects),
         ("pack_tables", zeroed(tables, tail)),

@@ -1,0 +1,6 @@
+//! Fuzzes `Decoder::LedgerRows`.
+#![no_main]
+
+use coppice_engine::fuzzing::Decoder;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| Decoder::LedgerRows.decode(bytes));

@@ -1,0 +1,6 @@
+//! Fuzzes `Decoder::PatchedNode`.
+#![no_main]
+
+use coppice_engine::fuzzing::Decoder;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| Decoder::PatchedNode.decode(bytes));
