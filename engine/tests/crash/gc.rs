@@ -9,7 +9,7 @@ use crate::workload::{Change, Promises, commit, open, pages, run, run_on, verify
 pub(crate) const ALL: GcOptions = GcOptions { dead_percent_min: 0, frames_percent_max: 100 };
 
 /// Ways in which unflushed data may have survived.
-const SEEDS: u64 = 3;
+const SEEDS: u64 = 4;
 
 /// A run after which much is dead, with collections and life between them.
 fn run_and_collect(disk: &SimDisk, promises: &mut Promises) -> Result<(), StoreError> {
