@@ -279,6 +279,69 @@ fn a_full_disk_is_one_clear_line_and_loses_nothing() {
     coppice.text(&["serve", "--stop"]).unwrap();
 }
 
+/// Fills what is left, to the last block.
+fn fill(path: &Path) {
+    let mut file = File::create(path).unwrap();
+    for len in [1 << 20, 4096] {
+        while file.write_all(&vec![1; len]).is_ok() {}
+    }
+}
+
+#[test]
+fn a_disk_without_a_free_block_is_cleared() {
+    let coppice = Coppice::new().unwrap();
+    let Some(disk) = SmallDisk::mount(coppice.store(), "64m") else {
+        eprintln!("skipped: only root may mount a small file system");
+        return;
+    };
+    let (kept, gone) = (coppice.scratch("kept"), coppice.scratch("gone"));
+    std::fs::write(&kept, noise(3 << 20, 1)).unwrap();
+    std::fs::write(&gone, noise(20 << 20, 2)).unwrap();
+    for (file, name) in [(&kept, "kept"), (&gone, "gone")] {
+        coppice.text(&["import", file.to_str().unwrap(), "--name", name]).unwrap();
+    }
+    for stops in [false, true] {
+        fill(&disk.0.join("ballast"));
+        let line = coppice.refusal(&["import", kept.to_str().unwrap(), "--name", "more"]).unwrap();
+        assert!(line.to_lowercase().contains("space"), "{line}");
+        if stops {
+            coppice.text(&["serve", "--stop"]).unwrap();
+        }
+        coppice.text(&["rmi", "gone"]).unwrap();
+        let done = coppice.json(&["gc"]).unwrap();
+        assert!(done["freed_bytes"].as_u64().unwrap() > 19 << 20, "{done}");
+        assert_eq!(coppice.json(&["check"]).unwrap()["ok"], true);
+        std::fs::remove_file(disk.0.join("ballast")).unwrap();
+        coppice.text(&["import", gone.to_str().unwrap(), "--name", "gone"]).unwrap();
+        assert!(disk.0.join("reserve").exists(), "room is set aside again");
+    }
+    let out = coppice.scratch("out");
+    coppice.text(&["export", "kept", out.to_str().unwrap()]).unwrap();
+    assert!(same_bytes(&kept, &out));
+    coppice.text(&["serve", "--stop"]).unwrap();
+}
+
+#[test]
+fn an_export_that_does_not_fit_leaves_no_file_and_replaces_none() {
+    let coppice = Coppice::new().unwrap();
+    let file = coppice.scratch("file");
+    std::fs::write(&file, noise(8 << 20, 3)).unwrap();
+    coppice.text(&["import", file.to_str().unwrap(), "--name", "it"]).unwrap();
+    let line = coppice.refusal(&["export", "it", file.to_str().unwrap()]).unwrap();
+    assert!(line.contains("exists"), "{line}");
+    assert_eq!(std::fs::metadata(&file).unwrap().len(), 8 << 20);
+    let line = coppice.refusal(&["export", "it", "/dev/null"]).unwrap();
+    assert!(line.contains("exists"), "{line}");
+    let Some(small) = SmallDisk::mount(coppice.scratch("small"), "4m") else {
+        eprintln!("skipped: only root may mount a small file system");
+        return;
+    };
+    let out = small.0.join("out");
+    let line = coppice.refusal(&["export", "it", out.to_str().unwrap()]).unwrap();
+    assert!(line.to_lowercase().contains("space"), "{line}");
+    assert!(!out.exists(), "an export that is not whole leaves no file");
+}
+
 #[test]
 fn a_stream_is_bytes_and_no_disk() {
     let coppice = Coppice::new().unwrap();

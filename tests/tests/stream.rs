@@ -103,10 +103,43 @@ fn what_an_ended_command_left_in_its_pipe_is_no_snapshot() {
     child.kill().unwrap();
     child.wait().unwrap();
     mine.shutdown(std::net::Shutdown::Write).unwrap();
-    assert_eq!(mine.read(&mut [0]).unwrap(), 0, "the other side ends");
+    // The other side ends, with what nobody wants still in the socket.
+    match mine.read(&mut [0]) {
+        Ok(count) => assert_eq!(count, 0),
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+    }
     let line = coppice.refusal(&["show", "half"]).unwrap();
     assert!(line.contains("no snapshot named half"), "{line}");
     assert_eq!(coppice.json(&["check"]).unwrap()["ok"], true);
+}
+
+/// The input never ends: whoever wanted it is gone, so nobody reads on.
+#[test]
+fn nobody_reads_on_for_a_command_that_was_ended() {
+    let coppice = Coppice::new().unwrap();
+    coppice.text(&["stats"]).unwrap();
+    for writes in [true, false] {
+        let mut import = coppice.command();
+        import.args(["import", "-", "--name", "endless", "--as", "stream"]);
+        import.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = import.spawn().unwrap();
+        let mut pipe = child.stdin.take().unwrap();
+        pipe.write_all(&noise(1 << 20, 9)).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // Nobody has the other end any more, sooner or later.
+        let (gone, is_gone) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let part = vec![7; if writes { 1 << 16 } else { 1 }];
+            while pipe.write_all(&part).is_ok() {
+                let pause = if writes { 0 } else { 100 };
+                std::thread::sleep(std::time::Duration::from_millis(pause));
+            }
+            gone.send(()).unwrap();
+        });
+        is_gone.recv_timeout(std::time::Duration::from_secs(120)).expect("nobody reads on");
+        assert!(coppice.refusal(&["show", "endless"]).unwrap().contains("endless"));
+    }
 }
 
 #[test]

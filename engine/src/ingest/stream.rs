@@ -71,7 +71,8 @@ impl<'s> StreamWriter<'s> {
     }
 
     /// Bytes that the session has stored for the first time so far.
-    pub(super) fn new_bytes(&self) -> u64 {
+    #[must_use]
+    pub fn new_bytes(&self) -> u64 {
         self.sink.totals.new_bytes
     }
 

@@ -130,7 +130,8 @@ impl<'s> ImageWriter<'s> {
     }
 
     /// Bytes that the session has stored for the first time so far.
-    pub(super) fn new_bytes(&self) -> u64 {
+    #[must_use]
+    pub fn new_bytes(&self) -> u64 {
         self.part.sink.totals.new_bytes
     }
 
