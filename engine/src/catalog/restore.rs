@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Event, LoggedEvent, SnapshotRecord};
+use super::{Event, EventKind, LoggedEvent, SnapshotRecord};
 use crate::depot::Depot;
 use crate::error::{FormatError, StoreError};
 use crate::id::{PackId, SnapshotId};
@@ -78,8 +78,11 @@ impl Found {
         for id in collected {
             self.records.remove(&id);
         }
-        // A repacked event lies in a young pack; its time says when it was.
-        self.events.sort_by_key(|(pack, _, event)| (event.time_unix_ms, *pack));
+        // A repacked event lies in a young pack; its time says when it was. What
+        // names a snapshot came behind its commit, also in the same instant.
+        self.events.sort_by_key(|(pack, _, event)| {
+            (event.time_unix_ms, event.kind != EventKind::Commit, *pack)
+        });
         Ok(())
     }
 

@@ -5,6 +5,7 @@ mod full;
 mod gc;
 mod index;
 mod power;
+mod rebuild;
 mod repair;
 #[path = "../told/mod.rs"]
 mod told;

@@ -12,6 +12,8 @@ use coppice_engine::{
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Promises {
     pub(crate) kept: BTreeMap<String, Vec<u8>>,
+    /// Images that collections straightened.
+    pub(crate) straightened: u64,
     /// The change under way when it ended; it may or may not have happened.
     pub(crate) open: Option<Change>,
 }
