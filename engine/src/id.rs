@@ -158,6 +158,9 @@ impl PackId {
     /// Ids stay below this, so that a pack and an entry fit into 64 bits.
     pub(crate) const LIMIT: u64 = 1 << 40;
 
+    /// The last one that has a file name: twelve digits.
+    pub(crate) const LAST: Self = Self(999_999_999_999);
+
     /// The pack's file inside the store.
     pub(crate) fn path(self) -> String {
         format!("{}/{self}.pack", crate::units::PACKS_DIR)

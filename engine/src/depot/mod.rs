@@ -151,10 +151,16 @@ impl Depot {
     ) -> Result<(PackId, u64), StoreError> {
         self.check_fence()?;
         let pack = PackId(self.next_pack.fetch_add(1, Ordering::Relaxed));
+        let path = writer.path().to_owned();
+        if pack > PackId::LAST {
+            self.abandon(&path);
+            return Err(StoreError::Invalid(
+                "the store has used up its pack ids: export what is needed into a new one",
+            ));
+        }
         if let Some(session) = session {
             session.own(pack);
         }
-        let path = writer.path().to_owned();
         let durable = writer.seal(self.disk(), pack).map_err(|failure| {
             if failure.flush_failed {
                 self.fence();

@@ -362,3 +362,60 @@ fn files_that_say_they_are_endless_take_no_memory() {
     assert!(left.is_clean(), "{left:?}");
     assert!(read_all(&store, &image) == bytes);
 }
+
+/// Files in the folder of packs that somebody put there: they are told, put
+/// aside, and upset nobody.
+#[test]
+fn packs_that_somebody_put_there_upset_nobody() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (bytes, image) = two_snapshots(dir.path());
+    let folder = dir.path().join("packs");
+    let first = std::fs::read(&packs(dir.path())[0]).expect("a pack");
+    let strangers = [
+        ("000000000100.pack", Vec::new()),
+        ("000000000101.pack", noise(5, 10_000)),
+        ("000000000102.pack", first.clone()),
+        ("000000000103.pack", first[..first.len() / 2].to_vec()),
+        ("000000000104.pack", [&first[..], &first[..]].concat()),
+        ("000000000105.pack", vec![0; 200]),
+        ("more.pack", noise(6, 100)),
+    ];
+    for (name, content) in &strangers {
+        std::fs::write(folder.join(name), content).expect("a file");
+    }
+    let store = open(dir.path());
+    assert!(read_all(&store, &image) == bytes);
+    let report = check(&store);
+    for number in 100..106 {
+        let is_it = |pack: coppice_engine::PackId| pack.to_string() == format!("{number:012}");
+        assert!(report.damages.iter().any(|it| it.pack.is_some_and(is_it)), "{number}");
+    }
+    let (repaired, left) = store.repair(&mut |_| {}).expect("a repair");
+    assert_eq!(repaired.quarantined.len(), 6);
+    assert!(left.is_clean(), "{left:?}");
+    assert!(read_all(&store, &image) == bytes);
+    commit_bytes(&store, &noise(8, 20 * PAGE_LEN), "next");
+    drop(store);
+    let store = open(dir.path());
+    assert!(read_all(&store, &image) == bytes && check(&store).is_clean());
+}
+
+/// A pack with the last id that there is: nothing gets an id that has no name.
+#[test]
+fn pack_ids_that_are_used_up_are_told() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (bytes, image) = two_snapshots(dir.path());
+    std::fs::write(dir.path().join("packs/999999999999.pack"), [1; 64]).expect("a file");
+    for _ in 0..2 {
+        let store = open(dir.path());
+        let mut session = store.begin().expect("a session");
+        let new = session.blob(&noise(9, PAGE_LEN)).expect("an image");
+        let record = crate::common::record_of(new);
+        let error = session.commit(&record, crate::common::named("more")).expect_err("no id");
+        assert!(error.kind() == ErrorKind::Invalid && error.to_string().contains("ids"), "{error}");
+        assert!(store.lookup("more").is_err());
+        assert!(read_all(&store, &image) == bytes);
+    }
+    let left = std::fs::read_dir(dir.path().join("packs")).expect("packs").count();
+    assert_eq!(left, 3);
+}
