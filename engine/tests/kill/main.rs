@@ -75,6 +75,16 @@ fn the_life() {
                 tell(&mut diary, &format!("remove {}", names[at]));
                 store.remove(&names[at]).expect("it is removed");
             }
+            3 if !names.is_empty() => {
+                let at = usize::try_from(next(&mut random)).expect("64 bits") % names.len();
+                let new = format!("{}-{}", number_of(&names[at]), next(&mut random) % 1000);
+                if names.contains(&format!("s{new}")) {
+                    continue;
+                }
+                // A name more is told as a commit is.
+                tell(&mut diary, &format!("commit s{new}"));
+                store.tag(&names[at], common::name(&format!("s{new}"))).expect("a tag");
+            }
             2 => {
                 tell(&mut diary, "collect");
                 let dead_percent_min = if next(&mut random).is_multiple_of(2) { 0 } else { 25 };
@@ -94,6 +104,12 @@ fn the_life() {
         }
         tell(&mut diary, "done");
     }
+}
+
+/// The number of the snapshot that has a name: `s17`, or `s17-4`.
+fn number_of(name: &str) -> u64 {
+    let number = name[1..].split('-').next().expect("a part");
+    number.parse().expect("a number")
 }
 
 fn tell(diary: &mut File, line: &str) {
@@ -151,7 +167,7 @@ fn verify(folder: &Path) -> BTreeSet<String> {
     let listed: BTreeSet<String> = found.keys().cloned().collect();
     assert_eq!(listed, names, "after {open:?}");
     for (as_name, record) in &found {
-        let number: u64 = as_name[1..].parse().expect("a number");
+        let number = number_of(as_name);
         let image = record.image(Role::Memory).expect("memory");
         assert!(read_all(&store, image) == bytes_of(number), "{as_name}");
         let stream = record.image(Role::Stream).expect("a stream");
