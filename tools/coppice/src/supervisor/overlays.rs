@@ -202,6 +202,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_frozen_overlay_cannot_be_written() {
+        let open = OpenOverlay::new(tempfile::tempfile().unwrap()).unwrap();
+        open.file.write_all_at(&[7; 4096], 4096).unwrap();
+        open.reader.write_all_at(&[8; 4096], 4096).unwrap_err();
+        let mut block = [0; 4096];
+        open.reader.read_exact_at(&mut block, 4096).unwrap();
+        assert_eq!(block, [7; 4096]);
+    }
+
+    #[test]
+    fn zeros_stay_holes_when_overlays_are_folded() {
+        use std::os::unix::fs::MetadataExt;
+        let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        for file in [&from, &to] {
+            file.set_len(4 << 20).unwrap();
+        }
+        from.write_all_at(&[7; 4096], 3 << 20).unwrap();
+        copy(&from, &to, PageRun { first: 0, count: 1024 }).unwrap();
+        assert!(to.metadata().unwrap().blocks() * 512 <= 64 << 10);
+        let mut block = [0; 4096];
+        to.read_exact_at(&mut block, 3 << 20).unwrap();
+        assert_eq!(block, [7; 4096]);
+    }
+
+    #[test]
     fn the_newest_overlay_holds_a_block() {
         let overlay = |instant, runs: &[(u64, u64)]| FrozenOverlay {
             instant: Instant(instant),
