@@ -13,8 +13,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use coppice_engine::{
-    CommitOptions, GcOptions, ImageRef, IndexKind, PageMap, Role, Settings, SnapshotRecord, Store,
+    CommitOptions, GcOptions, GcReport, ImageRef, IndexKind, PageMap, Role, Settings,
+    SnapshotRecord, Store,
 };
+use serde::Serialize;
 use serde_json::json;
 
 const PAGE_LEN: usize = 4096;
@@ -34,6 +36,9 @@ struct Options {
     /// Pages changed for each
     #[arg(long, default_value_t = 100)]
     pages: usize,
+    /// Collect after every so many snapshots, and not only at the end
+    #[arg(long, default_value_t = 0)]
+    gc_every: usize,
     /// Length of the image
     #[arg(long, value_name = "MiB", default_value_t = 256)]
     image: usize,
@@ -150,6 +155,42 @@ fn frames_per_mib(map: &PageMap) -> f64 {
     ratio(u64::try_from(frames.len()).unwrap_or(u64::MAX) << 8, map.stored_pages())
 }
 
+/// Collections on the way, together.
+#[derive(Debug, Default, Serialize)]
+struct Collections {
+    count: u64,
+    thread_us: u64,
+    thread_us_max: u64,
+    rewritten_bytes: u64,
+    straightened_images: u64,
+}
+
+impl Collections {
+    fn add(&mut self, done: &GcReport, took: Cost) {
+        self.count += 1;
+        self.thread_us += took.thread;
+        self.thread_us_max = self.thread_us_max.max(took.thread);
+        self.rewritten_bytes += done.rewritten_bytes;
+        self.straightened_images += done.straightened_images;
+    }
+}
+
+/// What reading an image takes, for each MiB of data.
+struct Reads {
+    /// Frames in which it lies.
+    frames: f64,
+    /// Frames that an export decoded, those that it decoded again included.
+    decoded: f64,
+}
+
+fn reads(store: &Store, image: &ImageRef) -> Result<Reads> {
+    let map = store.page_map(image)?;
+    let before = store.lookups()?.frames_decoded;
+    store.export_to(image, &mut std::io::sink(), &mut |_| {})?;
+    let decoded = store.lookups()?.frames_decoded - before;
+    Ok(Reads { frames: frames_per_mib(&map), decoded: ratio(decoded << 8, map.stored_pages()) })
+}
+
 fn main() -> Result<()> {
     let options = Options::parse();
     let least = options.warm_up + 2 * SAMPLE;
@@ -170,6 +211,8 @@ fn main() -> Result<()> {
     let base_bill = store.accounts()?.store()?;
     let base_hints = store.lookups()?;
     let mut times = Vec::new();
+    let mut between = Collections::default();
+    let mut at_depth = vec![(0, last.0)];
     for depth in 0..options.depth {
         let mut pages = HashSet::new();
         while pages.len() < options.pages {
@@ -185,6 +228,13 @@ fn main() -> Result<()> {
         let id = last.1.to_string();
         let measured = measure(&store, &last.0, &id, *pages.first().context("a page")?)?;
         times.push(Times { commit: commit_cost, ..measured });
+        if (depth + 1) % (options.depth / 4) == 0 {
+            at_depth.push((depth + 1, last.0));
+        }
+        if options.gc_every > 0 && (depth + 1) % options.gc_every == 0 {
+            let (done, took) = cost(|| Ok(store.gc(GcOptions::default())?))?;
+            between.add(&done, took);
+        }
         if depth % 100 == 99 {
             eprintln!("{} snapshots", depth + 1);
         }
@@ -205,16 +255,33 @@ fn main() -> Result<()> {
     let copy = commit(&fresh, &bytes, None, &all)?;
     ensure!(copy.0 == last.0, "the copy has another root");
     let (aged, new) = (frames_per_mib(&map), frames_per_mib(&fresh.page_map(&copy.0)?));
+    let before: Vec<Reads> =
+        at_depth.iter().map(|(_, image)| reads(&store, image)).collect::<Result<_>>()?;
     let stored_before = store.stats().stored_bytes;
     let begun = Instant::now();
     let collected = store.gc(GcOptions::default())?;
     let gc_seconds = begun.elapsed().as_secs_f64();
     let straight = frames_per_mib(&store.page_map(&last.0)?);
+    let mut depths = Vec::new();
+    for ((depth, image), before) in at_depth.iter().zip(before) {
+        let now = reads(&store, image)?;
+        depths.push(json!({
+            "depth": depth,
+            "ratio_before": before.frames / new,
+            "ratio_to_fresh_copy": now.frames / new,
+            "export_decodes_before": before.decoded / new,
+            "export_decodes": now.decoded / new,
+        }));
+    }
     let gc = json!({
         "seconds": gc_seconds,
         "straightened_images": collected.straightened_images,
         "frames_per_mib_of_last": straight,
         "ratio_to_fresh_copy": straight / new,
+        "depths": depths,
+        "between": between,
+        "rewritten_bytes": collected.rewritten_bytes,
+        "read_bytes": collected.read_bytes,
         "stored_bytes_before": stored_before,
         "stored_bytes_after": store.stats().stored_bytes,
     });

@@ -27,6 +27,11 @@
 //! forgets the old one, and that is durable before the old file goes. A pack
 //! that stays without its mark is published again when the store is opened.
 
+mod cells;
+mod families;
+mod layout;
+mod lifetimes;
+mod looked;
 mod plan;
 mod repack;
 mod report;
@@ -46,11 +51,16 @@ use crate::id::PackId;
 use crate::ledger::{Ledger, Roots};
 use crate::settings::Settings;
 use run::Run;
+use straighten::Budget;
 
 /// What is listed and leased now.
 fn roots_now(depot: &Depot, catalog: &Catalog) -> Roots {
     let (_, leased, entries) = depot.pins().condemn(&BTreeSet::new(), || catalog.entries());
     Roots::of(&entries, leased)
+}
+
+fn budget(settings: &Settings, options: GcOptions) -> Budget<'_> {
+    Budget { settings, percent_max: u64::from(options.frames_percent_max.max(100)) }
 }
 
 /// Plans, and changes nothing.
@@ -61,8 +71,8 @@ pub(crate) fn plan(
     options: GcOptions,
 ) -> Result<GcPlan, StoreError> {
     let _upkeep = depot.upkeep();
-    let percent_max = options.frames_percent_max.max(100);
-    let fragmented = straighten::fragmented(depot, &catalog.entries(), settings, percent_max)?;
+    let budget = budget(settings, options);
+    let fragmented = straighten::fragmented(depot, &catalog.entries(), budget)?;
     let ledger = Ledger::current(depot, &roots_now(depot, catalog))?;
     Ok(GcPlan { fragmented, ..plan::plan(depot, &ledger, options) })
 }
@@ -102,8 +112,7 @@ fn gather(
     options: GcOptions,
     report: &mut GcReport,
 ) -> Result<(), StoreError> {
-    let percent_max = options.frames_percent_max.max(100);
-    match straighten::straighten(depot, &catalog.entries(), settings, percent_max) {
+    match straighten::straighten(depot, &catalog.entries(), budget(settings, options)) {
         Ok(done) => {
             report.straightened_images = done.images;
             report.rewritten_bytes = done.rewritten_bytes;

@@ -69,7 +69,7 @@ pub struct GcFragmented {
     pub frames: u64,
     /// Frames that would hold them if it were written anew.
     pub frames_when_fresh: u64,
-    /// Pages that are written once more.
+    /// Pages of it that are written once more; some may be others' too.
     pub rewritten_pages: u64,
 }
 

@@ -1,18 +1,22 @@
-//! Straightening: an image that was changed here and there has its pages in
-//! many frames, each of which holds little of it. Those that hold least are
-//! left behind: their pages are written once more, together and in the order
-//! of the image, until reading the whole image takes few enough frames.
+//! Straightening: images that were changed here and there have their pages in
+//! many frames, each of which holds little of them. The pages in such frames
+//! are written once more, so that those which the same images need lie
+//! together: then every image of a family, at whatever depth, needs few more
+//! frames than a fresh copy of it, although each page lies in one place.
 //!
-//! The copies lie in a younger pack, so the index names them from then on, and
-//! what they were copied from is dead as soon as no frame of it is needed. Only
-//! images that no later snapshot builds on are looked at: later ones have
-//! mostly the pages of earlier ones.
+//! The copies lie in younger packs, so the index names them from then on, and
+//! what they were copied from is dead.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::cells::{Extent, Point};
+use super::families::{Member, families};
+use super::layout::{Layout, Taken, moved};
+use super::looked::{self, Looked};
 use super::plan::GcFragmented;
 use crate::catalog::Entry;
 use crate::depot::Depot;
@@ -20,13 +24,23 @@ use crate::error::{ReadError, StoreError};
 use crate::id::ObjectKey;
 use crate::pack::frame::{self, EncodedFrame};
 use crate::pack::{Frame, FrameKind, PackWriter};
-use crate::read::{Ask, FrameRef, Location, PageMap, build_map, read_frame, verified};
+use crate::read::{FrameRef, Location, read_frame, verified};
 use crate::settings::Settings;
-use crate::tree::{ImageRef, Splitter};
+use crate::tree::{FANOUT, ImageRef, RootRecord};
 use crate::units::{PAGE_LEN, pages_of, to_u64, to_usize};
 
 /// Pages copied before their frames are forgotten: 16 MiB.
 const BATCH_PAGES: usize = 4096;
+/// About so many chunks are looked at together.
+const WINDOW_CHUNKS: u64 = 1 << 19;
+
+/// How much may be taken.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Budget<'s> {
+    pub(super) settings: &'s Settings,
+    /// Frames of an image in percent of those of a fresh one.
+    pub(super) percent_max: u64,
+}
 
 /// What straightening did.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -35,24 +49,35 @@ pub(super) struct Straightened {
     pub(super) rewritten_bytes: u64,
 }
 
-/// An image that takes too many frames, and what would mend it.
-struct Crooked {
-    told: GcFragmented,
-    /// Where the pages that move are now, in the order of the image, each
-    /// chunk once.
-    moving: Vec<Location>,
+/// Writes frames of chunks together, which these leaves name.
+type Write<'w> = dyn FnMut(&[Vec<Point>], &[ObjectKey]) -> Result<(), StoreError> + 'w;
+
+/// What some images of a family take.
+struct Sight {
+    roots: Vec<RootRecord>,
+    taken: Taken,
+    /// Which take too many frames.
+    crooked: Vec<bool>,
+    /// Images that are not looked at came before these.
+    has_elders: bool,
+    windows: Vec<Range<u64>>,
+    /// How the images lie, if one window shows them whole.
+    whole: Option<Layout>,
 }
 
-/// The images that take too many frames.
+/// The images that take too many frames, and what would be written.
 pub(super) fn fragmented(
     depot: &Depot,
     entries: &[Entry],
-    settings: &Settings,
-    percent_max: u32,
+    budget: Budget<'_>,
 ) -> Result<Vec<GcFragmented>, StoreError> {
     let mut all = Vec::new();
-    for image in heads(entries) {
-        all.extend(look(depot, &image, settings, percent_max)?.map(|crooked| crooked.told));
+    for family in families(entries) {
+        for part in due(depot, &family, budget)? {
+            let mut sight = look(depot, &family, part, budget)?;
+            let moving = sight.mend(depot, budget, &mut |_, _| Ok(()))?;
+            all.extend(sight.told(&moving, budget));
+        }
     }
     Ok(all)
 }
@@ -61,105 +86,149 @@ pub(super) fn fragmented(
 pub(super) fn straighten(
     depot: &Arc<Depot>,
     entries: &[Entry],
-    settings: &Settings,
-    percent_max: u32,
+    budget: Budget<'_>,
 ) -> Result<Straightened, StoreError> {
     let mut done = Straightened::default();
-    for image in heads(entries) {
-        if let Some(crooked) = look(depot, &image, settings, percent_max)? {
-            done.images += 1;
-            done.rewritten_bytes += write_anew(depot, &crooked.moving, settings)?;
-            // Readers find the copies from now on.
-            let root = depot.root(&image)?;
-            build_map(depot, &root, &(0..pages_of(root.len)), Ask::IndexAndRenew)?;
+    for family in families(entries) {
+        for part in due(depot, &family, budget)? {
+            let mut sight = look(depot, &family, part, budget)?;
+            let moving = sight.mend(depot, budget, &mut |groups, leaves| {
+                done.rewritten_bytes += write_anew(depot, groups, budget.settings)?;
+                // Readers ask the index from now on.
+                depot.forget_hints(leaves);
+                Ok(())
+            })?;
+            done.images += to_u64(sight.told(&moving, budget).len());
+            looked::remember(depot, sight.found(budget));
         }
     }
+    looked::forget_gone(depot, entries)?;
     Ok(done)
 }
 
-/// The page images of snapshots that no listed one was made from.
-fn heads(entries: &[Entry]) -> Vec<ImageRef> {
-    let parents: HashSet<_> = entries.iter().filter_map(|entry| entry.record.parent).collect();
-    let mut seen = HashSet::new();
-    entries
-        .iter()
-        .filter(|entry| !parents.contains(&entry.id))
-        .flat_map(|entry| entry.record.images.iter().map(|(_, image)| *image))
-        .filter(|image| image.splitter == Splitter::Fixed4K && seen.insert(*image))
-        .collect()
+fn due(
+    depot: &Depot,
+    family: &[Member],
+    budget: Budget<'_>,
+) -> Result<Vec<Range<usize>>, StoreError> {
+    looked::due(depot, family, budget.percent_max, to_u64(budget.in_frame() * PAGE_LEN))
 }
 
+/// Looks at a part of a family.
 fn look(
     depot: &Depot,
-    image: &ImageRef,
-    settings: &Settings,
-    percent_max: u32,
-) -> Result<Option<Crooked>, StoreError> {
-    let root = depot.root(image)?;
-    let map = build_map(depot, &root, &(0..pages_of(root.len)), Ask::Index)?.map;
-    let in_frame = to_u64(settings.frame_len_max / PAGE_LEN);
-    let fresh = map.stored_pages().div_ceil(in_frame);
-    let frames = to_u64(map.frames().len());
-    if frames * 100 <= fresh * u64::from(percent_max) {
-        return Ok(None);
+    family: &[Member],
+    part: Range<usize>,
+    budget: Budget<'_>,
+) -> Result<Sight, StoreError> {
+    let has_elders = part.start > 0;
+    let new_chunks = family[part.clone()].iter().map(|member| pages_of(member.new_bytes)).sum();
+    let roots: Vec<RootRecord> =
+        family[part].iter().map(|member| depot.root(&member.image)).collect::<Result<_, _>>()?;
+    let mut taken = Taken::nothing(roots.len());
+    let mut whole = None;
+    let windows = windows(longest(&roots), new_chunks);
+    for window in &windows {
+        let layout = Layout::of(depot, &roots, window, budget.in_frame())?;
+        taken.add(&layout.taken());
+        whole = (windows.len() == 1).then_some(layout);
     }
-    // Half-way to a fresh image, so that the next change is not too much.
-    let wanted = fresh * (100 + u64::from(percent_max)) / 200;
-    let leaving = leaving(&map, wanted, in_frame);
-    if leaving.is_empty() {
-        return Ok(None);
-    }
-    let mut seen = HashSet::new();
-    let moving: Vec<Location> = map
-        .stored(0..u64::MAX)
-        .map(|(_, location)| location)
-        .filter(|at| leaving.contains(&at.frame) && seen.insert(at.chunk))
-        .collect();
-    let told = GcFragmented {
-        root: image.root,
-        frames,
-        frames_when_fresh: fresh,
-        rewritten_pages: to_u64(moving.len()),
-    };
-    Ok(Some(Crooked { told, moving }))
+    // Half-way, because an image that later ones leave behind is not looked at
+    // again, and chunks that it shares with them may still move.
+    let percent_max = u64::midpoint(100, budget.percent_max);
+    let counts = taken.frames.iter().zip(&taken.chunks);
+    let crooked =
+        counts.map(|(frames, chunks)| frames * 100 > budget.fresh(*chunks) * percent_max).collect();
+    Ok(Sight { roots, taken, crooked, has_elders, windows, whole })
 }
 
-/// The frames to leave behind: those that hold least of the image, as long as
-/// fewer take their place.
-fn leaving(map: &PageMap, wanted: u64, in_frame: u64) -> HashSet<FrameRef> {
-    let mut held: HashMap<FrameRef, u64> = HashMap::new();
-    let there = map.stored(0..u64::MAX).filter(|(_, at)| at.frame != FrameRef::NOWHERE);
-    for (_, at) in there {
-        *held.entry(at.frame).or_default() += 1;
-    }
-    let mut by_use: Vec<(u64, FrameRef)> =
-        held.into_iter().map(|(at, count)| (count, at)).collect();
-    by_use.sort_unstable();
-    let (mut pages, mut leaving) = (0, HashSet::new());
-    let mut left = to_u64(by_use.len());
-    for (count, at) in by_use {
-        let new = (pages + count).div_ceil(in_frame);
-        if left + pages.div_ceil(in_frame) <= wanted || count >= in_frame {
-            break;
-        }
-        if left - 1 + new > left + pages.div_ceil(in_frame) {
-            break;
-        }
-        (pages, left) = (pages + count, left - 1);
-        leaving.insert(at);
-    }
-    leaving
+/// As many pages of all images at a time as bound what is held in memory.
+fn windows(pages: u64, chunks: u64) -> Vec<Range<u64>> {
+    let count = pages.max(chunks).div_ceil(WINDOW_CHUNKS).max(1);
+    let step = pages.div_ceil(count).next_multiple_of(to_u64(FANOUT)).max(1);
+    (0..pages.div_ceil(step)).map(|number| number * step..(number + 1) * step).collect()
 }
 
-/// Writes chunks once more, together. Returns the bytes of the new packs.
+fn longest(roots: &[RootRecord]) -> u64 {
+    roots.iter().map(|root| pages_of(root.len)).max().unwrap_or(0)
+}
+
+impl Budget<'_> {
+    fn in_frame(self) -> usize {
+        (self.settings.frame_len_max / PAGE_LEN).max(1)
+    }
+
+    /// Frames that a fresh image of so many chunks takes.
+    fn fresh(self, chunks: u64) -> u64 {
+        chunks.div_ceil(to_u64(self.in_frame()))
+    }
+}
+
+impl Sight {
+    /// Hands out what is to be written together, with the leaves around it,
+    /// window by window. Returns how many pages of each image that moves.
+    fn mend(
+        &mut self,
+        depot: &Depot,
+        budget: Budget<'_>,
+        write: &mut Write<'_>,
+    ) -> Result<Vec<u64>, StoreError> {
+        let mut moving = vec![0; self.roots.len()];
+        if !self.crooked.contains(&true) {
+            return Ok(moving);
+        }
+        let extent = Extent { images: to_u64(self.roots.len()), pages: longest(&self.roots) };
+        for window in std::mem::take(&mut self.windows) {
+            let layout = match self.whole.take() {
+                Some(layout) => layout,
+                None => Layout::of(depot, &self.roots, &window, budget.in_frame())?,
+            };
+            let groups = layout.better(&self.crooked, extent, self.has_elders);
+            if groups.is_empty() {
+                continue;
+            }
+            let more = moved(moving.len(), &groups);
+            moving.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+            write(&groups, &layout.leaves)?;
+        }
+        Ok(moving)
+    }
+
+    /// The crooked images of which something moves.
+    fn told(&self, moving: &[u64], budget: Budget<'_>) -> Vec<GcFragmented> {
+        let numbers = (0..self.roots.len()).filter(|at| self.crooked[*at] && moving[*at] > 0);
+        numbers
+            .map(|at| GcFragmented {
+                root: self.roots[at].image().root,
+                frames: self.taken.frames[at],
+                frames_when_fresh: budget.fresh(self.taken.chunks[at]),
+                rewritten_pages: moving[at],
+            })
+            .collect()
+    }
+
+    /// What is remembered of the images.
+    fn found(&self, budget: Budget<'_>) -> impl Iterator<Item = (ImageRef, Looked)> {
+        let percent_max = budget.percent_max;
+        let chunks = self.taken.chunks.iter();
+        self.roots
+            .iter()
+            .zip(chunks)
+            .map(move |(root, chunks)| (root.image(), Looked { percent_max, chunks: *chunks }))
+    }
+}
+
+/// Writes chunks once more, a frame for each group. Returns the bytes of the
+/// new packs.
 fn write_anew(
     depot: &Arc<Depot>,
-    moving: &[Location],
+    groups: &[Vec<Point>],
     settings: &Settings,
 ) -> Result<u64, StoreError> {
-    let objects_max = to_usize(u64::from(settings.pack_objects_max)).max(1);
+    let in_frame = (settings.frame_len_max / PAGE_LEN).max(1);
+    let frames_max = (to_usize(u64::from(settings.pack_objects_max)) / in_frame).max(1);
     let mut bytes = 0;
-    for part in moving.chunks(objects_max) {
+    for part in groups.chunks(frames_max) {
         let mut writer = depot.begin_pack()?;
         let path = writer.path().to_owned();
         copy(depot, part, &mut writer, settings).inspect_err(|_| depot.abandon(&path))?;
@@ -171,15 +240,17 @@ fn write_anew(
 
 fn copy(
     depot: &Depot,
-    moving: &[Location],
+    groups: &[Vec<Point>],
     writer: &mut PackWriter,
     settings: &Settings,
 ) -> Result<(), StoreError> {
-    let in_frame = settings.frame_len_max / PAGE_LEN;
-    for batch in moving.chunks(BATCH_PAGES.next_multiple_of(in_frame)) {
-        let frames = read_frames(depot, batch)?;
+    let in_frame = (settings.frame_len_max / PAGE_LEN).max(1);
+    for batch in groups.chunks(BATCH_PAGES.div_ceil(in_frame)) {
+        let batch: Vec<Vec<Location>> =
+            batch.iter().map(|group| group.iter().map(|point| point.at).collect()).collect();
+        let frames = read_frames(depot, &batch.concat())?;
         let encoded: Vec<EncodedFrame> = batch
-            .par_chunks(in_frame)
+            .par_iter()
             .map(|pages| together(pages, &frames, settings.zstd_level))
             .collect::<Result<_, StoreError>>()?;
         encoded.iter().try_for_each(|frame| writer.append(frame))?;

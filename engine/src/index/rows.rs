@@ -50,6 +50,9 @@ pub(crate) fn copy_of(key: &[u8]) -> Option<(PackId, PackId)> {
     Some((pack_of(key)?, older))
 }
 
+/// Root of an image whose frames were looked at.
+pub(crate) const LOOKED: u8 = b'f';
+
 /// The row of a pack.
 pub(crate) fn of_pack(tag: u8, pack: PackId) -> RowKey {
     let mut key = vec![tag];

@@ -45,7 +45,8 @@ use crate::depot::Depot;
 use crate::error::{ErrorKind, StoreError};
 use crate::id::{ObjectKey, PackId, SnapshotId};
 use crate::index::rows::{
-    COPIES_TOLD, COPY, EVENT, IMAGE, MOVED, PACK, RowChange, RowKey, SNAPSHOT, VALID, pack_of,
+    COPIES_TOLD, COPY, EVENT, IMAGE, LOOKED, MOVED, PACK, RowChange, RowKey, SNAPSHOT, VALID,
+    pack_of,
 };
 use crate::tree::ImageRef;
 use held::Held;
@@ -214,7 +215,7 @@ impl<'d> Ledger<'d> {
         let (settled, generation) = (&self.settled, self.generation);
         self.each_row(&[], |key, _| {
             let is_new = key[0] == MOVED && pack_of(&key).is_none_or(|p| !settled.contains(&p));
-            if !is_new && ![COPY, COPIES_TOLD].contains(&key[0]) {
+            if !is_new && ![COPY, COPIES_TOLD, LOOKED].contains(&key[0]) {
                 gone.push((key, None));
             }
             if gone.len() > PAGE_ROWS {

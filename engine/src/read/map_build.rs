@@ -26,8 +26,6 @@ pub(crate) enum Ask {
     Hints,
     /// The index only.
     Index,
-    /// The index only, and all hints of the image are made anew from it.
-    IndexAndRenew,
 }
 
 /// A leaf and its first page.
@@ -108,14 +106,14 @@ impl Builder<'_> {
                 let keys: Vec<ObjectKey> = nodes.iter().map(NodeId::key).collect();
                 self.depot.own_spots(&keys)
             }
-            Ask::Index | Ask::IndexAndRenew => vec![None; nodes.len()],
+            Ask::Index => vec![None; nodes.len()],
         }
     }
 
     fn node(&self, id: &NodeId, own: Option<Spot>) -> Result<RecentNode, StoreError> {
         match self.ask {
             Ask::Hints => self.depot.node_to_read(id, own),
-            Ask::Index | Ask::IndexAndRenew => self.depot.recent_node(id),
+            Ask::Index => self.depot.recent_node(id),
         }
     }
 
@@ -155,7 +153,7 @@ impl Builder<'_> {
         let keys: Vec<ObjectKey> = batch.iter().map(|leaf| leaf.id.key()).collect();
         let hints = match self.ask {
             Ask::Hints => self.depot.leaf_hints(&keys),
-            Ask::Index | Ask::IndexAndRenew => vec![LeafHint::unknown(); batch.len()],
+            Ask::Index => vec![LeafHint::unknown(); batch.len()],
         };
         let mut open = Vec::with_capacity(batch.len());
         for (leaf, mut hint) in batch.iter().zip(hints) {

@@ -267,7 +267,7 @@ fn a_straightened_image_is_read_from_its_copies() {
     let (last, _) = made.last().expect("an image");
     let before = store.page_map(last).expect("a map").frames().len();
     let report = store.gc(GcOptions::default()).expect("a collection");
-    assert_eq!(report.straightened_images, 1);
+    assert!(report.straightened_images > 1, "{report:?}");
     assert!(store.page_map(last).expect("a map").frames().len() < before);
     read_all(&store, &made);
     assert_eq!(read_all(&store, &made), 0);

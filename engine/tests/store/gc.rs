@@ -179,8 +179,14 @@ fn a_long_lineage_stays_within_its_budget_of_frames() {
         made.push(Made { name: as_name, image, bytes: bytes.clone() });
         if number % 10 == 0 {
             store.gc(GcOptions::default()).expect("a collection");
-            let (now, fresh) = frames(&store, &image);
-            assert!(now * 2 <= fresh * 3, "{now} frames, {fresh} when fresh");
+            // Not the last one only.
+            for one in &made {
+                let (now, fresh) = frames(&store, &one.image);
+                assert!(now * 2 <= fresh * 3, "{}: {now} frames, {fresh} when fresh", one.name);
+            }
+            // What was found straight is not looked at again.
+            let again = store.gc(GcOptions::default()).expect("a collection");
+            assert_eq!(again.straightened_images, 0);
         }
     }
     let plan = store.gc_plan(GcOptions::default()).expect("a plan");
