@@ -80,6 +80,11 @@ pub(super) const STORED: [Figure; 4] = [
     mib("half of them deleted", |one| one.of(Step::Delete, |run| run.stored_mib())),
 ];
 
+/// What it takes beside that, and gives back when the disk is full.
+pub(super) const SET_ASIDE: Figure = mib("set aside for clearing a full disk", |one| {
+    one.of(Step::IngestOthers, |run| run.set_aside_mib())
+});
+
 /// The largest process.
 pub(super) const MEMORY: [Figure; 4] = [
     mib("ingest", |one| one.of(Step::IngestOthers, |run| run.peak_mib())),

@@ -99,7 +99,7 @@ mod tests {
     fn only_what_is_marked_is_renewed() {
         let page = "a <!-- peers:size -->old<!-- /peers --> b\n<!-- peers:speed --><!-- /peers -->";
         let once = renew(page, &report()).unwrap();
-        assert!(once.starts_with("a <!-- peers:size -->- of the smallest"), "{once}");
+        assert!(once.starts_with("a <!-- peers:size -->- of the bytes"), "{once}");
         assert!(once.contains("--> b\n<!-- peers:speed -->- and -"), "{once}");
         assert_eq!(renew(&once, &report()).unwrap(), once);
         assert_eq!(renew("no marks", &report()).unwrap(), "no marks");

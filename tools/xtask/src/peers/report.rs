@@ -143,6 +143,7 @@ mod tests {
             cpu_seconds: 1.0,
             peak_memory_kib: 2048,
             stored_bytes: 1,
+            set_aside_bytes: 0,
         };
         let steps = INGEST.iter().zip([1.0, 10.0, 100.0]);
         let mut outcome = Outcome {

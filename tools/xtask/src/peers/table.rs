@@ -1,6 +1,6 @@
 //! The figures as Markdown, as `docs/performance.md` has them.
 
-use super::figures::{CPU, Figure, MEMORY, STORED, WALL};
+use super::figures::{CPU, Figure, MEMORY, SET_ASIDE, STORED, WALL};
 use super::report::{Outcome, Report};
 
 /// All figures, a column for each program: medians.
@@ -23,7 +23,9 @@ pub(super) fn table(report: &Report) -> String {
         };
         add(&format!("{}: wall / CPU s", wall.what), &both);
     }
-    for (group, figures) in [("stored", &STORED), ("largest process", &MEMORY)] {
+    let groups: [(&str, &[Figure]); 3] =
+        [("stored", &STORED), ("beside that", &[SET_ASIDE]), ("largest process", &MEMORY)];
+    for (group, figures) in groups {
         for figure in figures {
             add(&format!("{group}, {}: {}", figure.what, figure.unit.name()), &|one| {
                 (figure.of)(one)
@@ -93,7 +95,11 @@ pub(super) fn size(report: &Report) -> String {
         against(report, figure)
             .map_or_else(|| "-".to_owned(), |(own, best, _)| format!("{:.2}", own / best))
     };
-    format!("{} of the smallest other; a single file {}", share(&STORED[2]), share(&STORED[0]))
+    format!(
+        "{} of the bytes of the smallest other ({} for a single file)",
+        share(&STORED[2]),
+        share(&STORED[0])
+    )
 }
 
 /// On what and where it was measured.
@@ -140,6 +146,7 @@ mod tests {
                 cpu_seconds: 1.0,
                 peak_memory_kib: 2048,
                 stored_bytes: 3 << 20,
+                set_aside_bytes: 0,
             };
             let steps = super::super::steps::TURNS.concat();
             let steps = steps.into_iter().filter(|step| read || *step != Step::Read);
