@@ -9,14 +9,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use coppice_engine::{ChunkId, PAGE_LEN, Page, chunk_ids};
+use coppice_engine::{ChunkId, PAGE_LEN, Page, Settings, chunk_ids};
 use rayon::prelude::*;
 use serde::Serialize;
 
 /// Bytes on which each primitive has its turn.
 const WINDOW_LEN: usize = 64 << 20;
 const FRAME_LEN: usize = 64 << 10;
-const LEVEL: i32 = 1;
 
 /// What each primitive took for all pages that are not zero.
 #[derive(Debug, Default, Clone, Copy)]
@@ -35,7 +34,7 @@ pub struct Primitives {
     pub hash_lanes: Duration,
     /// BLAKE3 of the pages across lanes, all cores.
     pub hash_all_cores: Duration,
-    /// zstd at level 1, all cores.
+    /// zstd at a store's level, all cores.
     pub compress_all_cores: Duration,
     /// Writing what zstd made, flush included.
     pub write: Duration,
@@ -171,7 +170,8 @@ fn squeeze(bytes: &mut [u8]) -> usize {
 }
 
 fn compress(bytes: &[u8]) -> Vec<Vec<u8>> {
-    let begin = || zstd::bulk::Compressor::new(LEVEL).expect("zstd has this level");
+    let level = Settings::default().zstd_level;
+    let begin = || zstd::bulk::Compressor::new(level).expect("zstd has this level");
     bytes
         .par_chunks(FRAME_LEN)
         .map_init(begin, |packer, frame| packer.compress(frame).expect("memory for a frame"))
