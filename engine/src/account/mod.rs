@@ -28,6 +28,7 @@ use crate::id::SnapshotId;
 use forget::Forgetting;
 use table::Table;
 pub use totals::StoreBill;
+pub(crate) use totals::of_ledger;
 
 /// What some snapshots hold and what removing all of them would free.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -44,6 +44,7 @@ use std::sync::Arc;
 pub use plan::{GcAction, GcFragmented, GcOptions, GcPack, GcPlan};
 pub use report::{GcReport, GcStep};
 
+use crate::account::{self, StoreBill};
 use crate::catalog::Catalog;
 use crate::depot::Depot;
 use crate::error::{ErrorKind, StoreError};
@@ -63,6 +64,19 @@ fn budget(settings: &Settings, options: GcOptions) -> Budget<'_> {
     Budget { settings, percent_max: u64::from(options.frames_percent_max.max(100)) }
 }
 
+/// Where the bytes of the store are.
+pub(crate) fn totals(depot: &Depot, catalog: &Catalog) -> Result<(StoreBill, u64), StoreError> {
+    let _upkeep = depot.upkeep();
+    let ledger = Ledger::current(depot, &roots_now(depot, catalog))?;
+    let bill = account::of_ledger(depot, &ledger, catalog.log_len());
+    Ok((bill, ledger.effort().nodes_read))
+}
+
+/// What the last count says is kept twice.
+pub(crate) fn kept_twice_when_counted(depot: &Depot) -> Result<Option<u64>, StoreError> {
+    Ledger::kept_twice_when_counted(depot)
+}
+
 /// Plans, and changes nothing.
 pub(crate) fn plan(
     depot: &Depot,
@@ -72,9 +86,12 @@ pub(crate) fn plan(
 ) -> Result<GcPlan, StoreError> {
     let _upkeep = depot.upkeep();
     let budget = budget(settings, options);
-    let fragmented = straighten::fragmented(depot, &catalog.entries(), budget)?;
+    let (fragmented, gathered_pages, gathered_bytes) =
+        straighten::fragmented(depot, &catalog.entries(), budget)?;
     let ledger = Ledger::current(depot, &roots_now(depot, catalog))?;
-    Ok(GcPlan { fragmented, ..plan::plan(depot, &ledger, options) })
+    let kept_twice_bytes = ledger.kept_twice();
+    let plan = plan::plan(depot, &ledger, options);
+    Ok(GcPlan { fragmented, gathered_pages, gathered_bytes, kept_twice_bytes, ..plan })
 }
 
 /// Collects.
@@ -116,6 +133,7 @@ fn gather(
         Ok(done) => {
             report.straightened_images = done.images;
             report.rewritten_bytes = done.rewritten_bytes;
+            report.gathered_bytes = done.rewritten_bytes;
             Ok(())
         }
         Err(error) => match error.kind() {

@@ -91,6 +91,13 @@ pub struct GcPlan {
     pub freed_after_repack_bytes: u64,
     /// Every pack, by id.
     pub packs: Vec<GcPack>,
+    /// Pages that are gathered first, for the images below.
+    pub gathered_pages: u64,
+    /// About as many bytes are read for it, and written anew.
+    pub gathered_bytes: u64,
+    /// Stored bytes that are kept twice now: copies, in older packs, of what
+    /// was gathered or repacked.
+    pub kept_twice_bytes: u64,
     /// Images that are straightened first; what they leave behind is not in
     /// the other figures.
     pub fragmented: Vec<GcFragmented>,

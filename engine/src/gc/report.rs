@@ -42,6 +42,11 @@ pub struct GcReport {
     pub damaged_packs: u64,
     /// Images whose pages were gathered into fewer frames.
     pub straightened_images: u64,
+    /// Of the rewritten bytes, those of such pages.
+    pub gathered_bytes: u64,
+    /// Stored bytes that are kept twice from now on: copies, in older packs,
+    /// of what was gathered or repacked.
+    pub kept_twice_bytes: u64,
     /// Why repacking ended early: the disk is full. What was dropped stays
     /// dropped.
     pub incomplete: Option<String>,

@@ -54,6 +54,7 @@ impl<'d> Run<'d> {
         report.freed_bytes = self.removed_bytes.saturating_sub(report.rewritten_bytes);
         report.nodes_read = ledger.effort().nodes_read;
         report.counted_anew = ledger.effort().anew;
+        report.kept_twice_bytes = ledger.kept_twice();
         Ok(report)
     }
 

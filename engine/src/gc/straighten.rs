@@ -65,21 +65,28 @@ struct Sight {
     whole: Option<Layout>,
 }
 
-/// The images that take too many frames, and what would be written.
+/// The images that take too many frames; how many pages would be gathered, and
+/// about how many stored bytes these are.
 pub(super) fn fragmented(
     depot: &Depot,
     entries: &[Entry],
     budget: Budget<'_>,
-) -> Result<Vec<GcFragmented>, StoreError> {
-    let mut all = Vec::new();
+) -> Result<(Vec<GcFragmented>, u64, u64), StoreError> {
+    let (mut all, mut pages, mut bytes) = (Vec::new(), 0, 0);
     for family in families(entries) {
         for part in due(depot, &family, budget)? {
             let mut sight = look(depot, &family, part, budget)?;
-            let moving = sight.mend(depot, budget, &mut |_, _| Ok(()))?;
+            let moving = sight.mend(depot, budget, &mut |groups, _| {
+                for point in groups.iter().flatten() {
+                    pages += 1;
+                    bytes += u64::from(point.at.frame.len / point.at.frame.count.max(1));
+                }
+                Ok(())
+            })?;
             all.extend(sight.told(&moving, budget));
         }
     }
-    Ok(all)
+    Ok((all, pages, bytes))
 }
 
 /// Mends the images that take too many frames.

@@ -69,7 +69,7 @@ impl Index for MemIndex {
             };
         }
         state.packs.remove(&pack);
-        for tag in [rows::LIVE, rows::PACK] {
+        for tag in [rows::LIVE, rows::PACK, rows::TWICE] {
             state.rows.remove(&rows::of_pack(tag, pack));
         }
         let moved = rows::of_pack(rows::MOVED, pack);

@@ -372,7 +372,7 @@ impl Index for RocksIndex {
                 }
             }
             batch.delete_cf(family(db, PACKS), pack.0.to_be_bytes());
-            for tag in [rows::LIVE, rows::PACK] {
+            for tag in [rows::LIVE, rows::PACK, rows::TWICE] {
                 batch.delete_cf(family(db, LEDGER), rows::of_pack(tag, pack));
             }
             let moved = rows::of_pack(rows::MOVED, pack);

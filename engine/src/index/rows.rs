@@ -50,6 +50,11 @@ pub(crate) fn copy_of(key: &[u8]) -> Option<(PackId, PackId)> {
     Some((pack_of(key)?, older))
 }
 
+/// Pack id -> a bit for each of its objects that is needed and found in a
+/// younger pack.
+pub(crate) const TWICE: u8 = b't';
+/// Key of an object -> where else it lies, in older packs.
+pub(crate) const OLDER: u8 = b'o';
 /// Root of an image whose frames were looked at.
 pub(crate) const LOOKED: u8 = b'f';
 

@@ -25,6 +25,7 @@ impl Ledger<'_> {
                     self.count_once(key, true)?;
                 }
             }
+            self.learn_copies_in(pack)?;
             self.packs.insert(pack, super::PackRow::default());
             self.touched.insert(pack);
         }
@@ -71,6 +72,7 @@ impl Ledger<'_> {
                 self.changes.push((event_row(&event.snapshot, key), None));
             }
         }
+        self.forget_copies_in(pack)?;
         self.packs.remove(&pack);
         self.live.remove(&pack);
         self.touched.remove(&pack);

@@ -116,6 +116,9 @@ impl Ledger<'_> {
             None => self.is_doubtful = true,
         }
         self.held.insert(key, Held { count, at: held.at, is_changed: true });
+        if needed {
+            self.tell_copies(key, held.at, count.is_needed())?;
+        }
         Ok(Turn { referenced: (before.refs > 0) != (count.refs > 0), needed })
     }
 

@@ -4,7 +4,7 @@ use super::share::split_span;
 use super::{Ledger, PackRow};
 use crate::error::StoreError;
 use crate::id::PackId;
-use crate::pack::EntryNo;
+use crate::pack::{EntryNo, FrameSpan};
 use crate::units::{to_u64, to_usize};
 
 impl Ledger<'_> {
@@ -12,6 +12,7 @@ impl Ledger<'_> {
     /// a part lives are read.
     pub(super) fn measure(&mut self, pack: PackId) -> Result<PackRow, StoreError> {
         let bits = self.bits(pack)?.clone();
+        let twice = self.twice(pack)?.clone();
         let mut row = PackRow::default();
         let directory = self.depot.directory(pack)?;
         for span in &directory.frames {
@@ -31,18 +32,32 @@ impl Ledger<'_> {
                     if *is_live { &mut row.live_chunk_bytes } else { &mut row.dead_chunk_bytes };
                 *sum += len;
             }
-            let live_bytes = match (alive, dead) {
-                (0, _) => 0,
-                (_, 0) => u64::from(span.len),
-                _ => {
-                    let shares = split_span(self.depot, pack, span)?;
-                    let living = shares.iter().zip(&live).filter(|(_, is_live)| **is_live);
-                    living.map(|(bytes, _)| u64::from(*bytes)).sum()
-                }
-            };
+            let stored = |chosen: &[bool]| self.stored_bytes(pack, span, chosen);
+            let live_bytes = stored(&live)?;
+            let kept_twice: Vec<bool> =
+                (first..first + count).map(|at| twice.contains(at)).collect();
+            row.twice_stored_bytes += stored(&kept_twice)?;
             row.live_stored_bytes += live_bytes;
             row.dead_stored_bytes += u64::from(span.len) - live_bytes;
         }
         Ok(row)
+    }
+
+    /// Stored bytes of some objects of a frame.
+    fn stored_bytes(
+        &self,
+        pack: PackId,
+        span: &FrameSpan,
+        chosen: &[bool],
+    ) -> Result<u64, StoreError> {
+        if !chosen.contains(&true) {
+            return Ok(0);
+        }
+        if !chosen.contains(&false) {
+            return Ok(u64::from(span.len));
+        }
+        let shares = split_span(self.depot, pack, span)?;
+        let of_chosen = shares.iter().zip(chosen).filter(|(_, is_chosen)| **is_chosen);
+        Ok(of_chosen.map(|(bytes, _)| u64::from(*bytes)).sum())
     }
 }

@@ -31,6 +31,7 @@ mod save;
 pub(crate) mod share;
 #[cfg(test)]
 mod tests;
+mod twice;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -54,7 +55,7 @@ use held::Held;
 /// Rows read at once.
 const PAGE_ROWS: usize = 4096;
 /// Says which kind of rows these are.
-const VERSION: &[u8] = &[1];
+const VERSION: &[u8] = &[2];
 
 /// What everything that is needed is reached from.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -102,6 +103,7 @@ pub(crate) struct Ledger<'d> {
     /// Events found in packs that the ledger did not know.
     fresh_events: HashMap<SnapshotId, HashSet<ObjectKey>>,
     changes: Vec<RowChange>,
+    copies: twice::Copies,
     /// Something that is needed is not there: nothing of this is kept.
     is_doubtful: bool,
     effort: Effort,
@@ -129,6 +131,7 @@ impl<'d> Ledger<'d> {
         let mut ledger = Self::empty(depot);
         ledger.effort.anew = true;
         ledger.forget_rows()?;
+        ledger.learn_copies()?;
         ledger.learn_packs()?;
         ledger.follow(roots)?;
         Ok(ledger)
@@ -147,6 +150,7 @@ impl<'d> Ledger<'d> {
             pending: HashMap::new(),
             fresh_events: HashMap::new(),
             changes: Vec::new(),
+            copies: twice::Copies::default(),
             is_doubtful: false,
             effort: Effort::default(),
         }
@@ -238,6 +242,27 @@ impl<'d> Ledger<'d> {
     /// to date.
     pub(crate) fn packs(&self) -> &BTreeMap<PackId, PackRow> {
         &self.packs
+    }
+
+    /// Stored bytes of copies, in older packs, of what is needed.
+    pub(crate) fn kept_twice(&self) -> u64 {
+        self.packs.values().map(|row| row.twice_stored_bytes).sum()
+    }
+
+    /// As [`Ledger::kept_twice`], at the moment when everything was counted
+    /// last; `None` if it never was.
+    pub(crate) fn kept_twice_when_counted(depot: &'d Depot) -> Result<Option<u64>, StoreError> {
+        let valid = depot.index().rows(&[vec![VALID]])?;
+        if valid.first().cloned().flatten().as_deref() != Some(VERSION) {
+            return Ok(None);
+        }
+        let mut sum = 0;
+        Self::empty(depot).each_row(&[PACK], |_, value| {
+            let row = PackRow::decode(&value).map_err(|_| StoreError::Ledger)?;
+            sum += row.twice_stored_bytes;
+            Ok(())
+        })?;
+        Ok(Some(sum))
     }
 
     /// Which objects of a pack are needed.

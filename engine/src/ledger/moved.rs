@@ -25,13 +25,18 @@ impl Ledger<'_> {
             Ok(())
         })?;
         self.changes.extend(seen);
+        self.learn_copies()?;
         let mut nodes = Vec::new();
-        for (new, before) in moves {
-            if self.follow_move(before, new)? {
-                nodes.push(new);
+        for (new, before) in &moves {
+            if self.follow_move(*before, *new)? {
+                nodes.push(*new);
             }
         }
         self.settled = packs.into_iter().collect();
+        for (new, before) in moves {
+            let key = self.depot.directory(new.pack)?.key(new.entry).ok_or(StoreError::Ledger)?;
+            self.add_copy(key, before)?;
+        }
         nodes.into_iter().try_for_each(|place| self.restate(place))
     }
 

@@ -59,10 +59,13 @@ pub(crate) struct PackRow {
     pub(crate) dead_stored_bytes: u64,
     /// Frames of pages among the bytes of frames.
     pub(crate) page_bytes: u64,
+    /// Of the dead bytes, those of objects that are needed and found in a
+    /// younger pack.
+    pub(crate) twice_stored_bytes: u64,
 }
 
 impl PackRow {
-    /// Seven numbers of 64 bits.
+    /// Eight numbers of 64 bits.
     pub(super) fn encode(&self) -> Vec<u8> {
         let all = [
             self.live_objects,
@@ -72,6 +75,7 @@ impl PackRow {
             self.live_stored_bytes,
             self.dead_stored_bytes,
             self.page_bytes,
+            self.twice_stored_bytes,
         ];
         all.iter().flat_map(|number| number.to_le_bytes()).collect()
     }
@@ -86,6 +90,7 @@ impl PackRow {
             live_stored_bytes: fields.u64()?,
             dead_stored_bytes: fields.u64()?,
             page_bytes: fields.u64()?,
+            twice_stored_bytes: fields.u64()?,
         };
         fields.end()?;
         Ok(row)
@@ -147,7 +152,8 @@ mod tests {
             let count = Count { refs: 7, bases: 2, patch_of };
             assert_eq!(Count::decode(&count.encode()), Ok(count));
         }
-        let row = PackRow { live_objects: 1, page_bytes: 9, ..PackRow::default() };
+        let row =
+            PackRow { live_objects: 1, page_bytes: 9, twice_stored_bytes: 3, ..PackRow::default() };
         assert_eq!(PackRow::decode(&row.encode()), Ok(row));
         let image = ImageRef { root: Root::of(b"root"), len: 4096, splitter: Splitter::Fixed4K };
         assert_eq!(decode_image(&encode_image(&image)), Ok(image));

@@ -2,10 +2,10 @@
 //! until the last step.
 
 use super::rows::Count;
-use super::{Ledger, VERSION};
+use super::{Bits, Ledger, VERSION};
 use crate::error::StoreError;
 use crate::id::PackId;
-use crate::index::rows::{COUNT, LIVE, PACK, RowChange, VALID, of_object, of_pack};
+use crate::index::rows::{COUNT, LIVE, PACK, RowChange, TWICE, VALID, of_object, of_pack};
 
 /// Counts held in memory at once.
 const HELD_MAX: usize = 1 << 18;
@@ -15,10 +15,11 @@ const STEP_ROWS: usize = 1 << 16;
 impl Ledger<'_> {
     /// Writes counts out if there are too many for memory.
     pub(super) fn spill(&mut self) -> Result<(), StoreError> {
-        if self.held.len() < HELD_MAX {
+        if self.held.len() + self.copies.held() < HELD_MAX {
             return Ok(());
         }
-        let rows = self.count_rows();
+        let mut rows = self.count_rows();
+        rows.append(&mut self.copy_rows());
         self.put(&[(vec![VALID], None)])?;
         rows.chunks(STEP_ROWS).try_for_each(|step| self.put(step))
     }
@@ -40,6 +41,7 @@ impl Ledger<'_> {
     /// dropped, and invalid from then on.
     pub(crate) fn save(&mut self) -> Result<(), StoreError> {
         let mut rows = self.count_rows();
+        rows.append(&mut self.copy_rows());
         rows.append(&mut self.changes);
         for pack in std::mem::take(&mut self.touched) {
             rows.extend(self.pack_rows(pack)?);
@@ -56,11 +58,12 @@ impl Ledger<'_> {
         self.put(&rows)
     }
 
-    fn pack_rows(&mut self, pack: PackId) -> Result<[RowChange; 2], StoreError> {
+    fn pack_rows(&mut self, pack: PackId) -> Result<[RowChange; 3], StoreError> {
         let row = self.measure(pack)?;
         self.packs.insert(pack, row);
-        let bits = self.bits(pack)?;
-        let kept = (!bits.is_empty()).then(|| bits.encode());
-        Ok([(of_pack(PACK, pack), Some(row.encode())), (of_pack(LIVE, pack), kept)])
+        let rows = |bits: &Bits| (!bits.is_empty()).then(|| bits.encode());
+        let live = (of_pack(LIVE, pack), rows(self.bits(pack)?));
+        let twice = (of_pack(TWICE, pack), rows(self.twice(pack)?));
+        Ok([(of_pack(PACK, pack), Some(row.encode())), live, twice])
     }
 }

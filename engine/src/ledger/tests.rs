@@ -167,6 +167,11 @@ impl World {
         for (pack, row) in ledger.packs().clone() {
             assert_eq!(ledger.measure(pack).expect("a measure"), row, "{pack}");
         }
+        drop(ledger);
+        if self.leases.is_empty() {
+            let counted = self.store.accounts().expect("accounts").store().expect("totals");
+            assert_eq!(self.store.totals().expect("totals").0, counted);
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::account::Accounts;
+use crate::account::{Accounts, StoreBill};
 use crate::catalog::{Catalog, Entry};
 use crate::check::{self, CheckReport, CheckScope, RepairReport};
 use crate::depot::Depot;
@@ -327,6 +327,30 @@ impl Store {
             return work();
         }
         reserve::with(self.depot.disk(), work)
+    }
+
+    /// What the store holds and where its bytes are, and how many tree nodes
+    /// were read to know it: those that came and went since somebody asked
+    /// last. What is leased counts as needed.
+    ///
+    /// # Errors
+    /// If something that is needed cannot be read.
+    pub fn totals(&self) -> Result<(StoreBill, u64), StoreError> {
+        if self.depot.is_read_only() {
+            let accounts = self.accounts()?;
+            return Ok((accounts.store()?, accounts.nodes_walked()));
+        }
+        gc::totals(&self.depot, &self.catalog)
+    }
+
+    /// Stored bytes that are kept twice, as they were when everything was
+    /// counted last, by a collection or for [`Store::totals`]; `None` before
+    /// the first time.
+    ///
+    /// # Errors
+    /// If the index cannot be read.
+    pub fn kept_twice_when_counted(&self) -> Result<Option<u64>, StoreError> {
+        gc::kept_twice_when_counted(&self.depot)
     }
 
     /// Counts what every listed snapshot references: one walk over all trees.
