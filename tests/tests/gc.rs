@@ -34,6 +34,16 @@ fn removed_bytes_are_freed_and_the_rest_stays() {
     let done = coppice.json(&["gc"]).unwrap();
     assert_eq!(done["freed_bytes"], plan["freed_now_bytes"], "{done}");
     assert_eq!(done["dropped_packs"], 1);
+    for figure in ["gathered_bytes", "kept_twice_bytes"] {
+        assert_eq!((&plan[figure], &done[figure]), (&0.into(), &0.into()), "{figure}");
+    }
+    assert_eq!(coppice.json(&["stats"]).unwrap()["kept_twice_bytes"], 0);
+    let usage = coppice.json(&["stats", "--usage"]).unwrap();
+    assert_eq!(
+        (&usage["usage"]["store"]["dead_bytes"], &usage["usage"]["nodes_walked"]),
+        (&0.into(), &0.into()),
+        "{usage}"
+    );
     let stats = coppice.json(&["stats"]).unwrap();
     assert!(stats["stored_bytes"].as_u64().unwrap() < 4 << 20, "{stats}");
     assert_eq!(coppice.json(&["check"]).unwrap()["ok"], true);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::cable::Cable;
 
 /// Both ends must agree on this number; it changes with any message.
-pub(crate) const PROTOCOL: u32 = 12;
+pub(crate) const PROTOCOL: u32 = 13;
 
 /// The first message of every connection, from the command line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -313,6 +313,8 @@ pub(crate) struct StoreStats {
     pub(crate) chunks: u64,
     pub(crate) packs: u64,
     pub(crate) snapshots: u64,
+    /// What the last count found kept twice; absent before the first one.
+    pub(crate) kept_twice_bytes: Option<u64>,
 }
 
 /// `gc --json`.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::store::heading;
 use crate::cli::Gc;
 use crate::client::{Client, unexpected};
-use crate::output::{Output, bytes, table};
+use crate::output::{Bar, Output, bytes, table};
 use crate::rpc::{Reply, Request};
 
 /// `gc --json`.
@@ -20,7 +20,10 @@ struct Done<'r> {
 
 pub(super) fn gc(client: &Client, options: &Gc, out: Output) -> Result<()> {
     let request = Request::Collect { dry_run: options.dry_run, dead_percent_min: options.min_dead };
-    match client.call(request)? {
+    let bar = Bar::new();
+    let (reply, _) = client.ask(request, &[], &mut |step| bar.show(&step))?;
+    drop(bar);
+    match reply {
         Reply::Planned(plan) => out.print(&plan, || planned(&plan)),
         Reply::Collected(done) => {
             let shown = Done { report: &done.report, seconds: done.seconds };
@@ -39,21 +42,38 @@ fn planned(plan: &GcPlan) -> String {
         rows.extend(touched.into_iter().map(row));
         text = table(&rows) + "\n";
     }
-    for image in &plan.fragmented {
+    text += &fragmented(plan);
+    text + &format!(
+        "gathers              {}\nfrees now            {}\nrewrites             {}\n\
+         frees after that     {}\nkept twice now       {}",
+        bytes(plan.gathered_bytes),
+        bytes(plan.freed_now_bytes),
+        bytes(plan.rewritten_bytes),
+        bytes(plan.freed_after_repack_bytes),
+        bytes(plan.kept_twice_bytes)
+    )
+}
+
+/// Images that are told one by one.
+const IMAGES_SHOWN: usize = 10;
+
+/// The images that take too many frames; a long lineage has many.
+fn fragmented(plan: &GcPlan) -> String {
+    let mut text = String::new();
+    for image in plan.fragmented.iter().take(IMAGES_SHOWN) {
         text += &format!(
-            "image {:.12} takes {} frames, {} when fresh: {} pages are gathered first\n",
+            "image {:.12} takes {} frames, {} when fresh: {} of its pages are gathered first\n",
             image.root.to_string(),
             image.frames,
             image.frames_when_fresh,
             image.rewritten_pages
         );
     }
-    text + &format!(
-        "frees now            {}\nrewrites             {}\nfrees after that     {}",
-        bytes(plan.freed_now_bytes),
-        bytes(plan.rewritten_bytes),
-        bytes(plan.freed_after_repack_bytes)
-    )
+    let more = plan.fragmented.len().saturating_sub(IMAGES_SHOWN);
+    if more > 0 {
+        text += &format!("and {more} more images: --json lists them\n");
+    }
+    text
 }
 
 fn row(pack: &GcPack) -> Vec<String> {
@@ -78,10 +98,20 @@ fn collected(report: &GcReport, seconds: f64) -> String {
         bytes(report.freed_bytes),
         report.dropped_packs,
         report.repacked_packs,
-        bytes(report.rewritten_bytes)
+        bytes(report.rewritten_bytes.saturating_sub(report.gathered_bytes))
     );
     if report.straightened_images > 0 {
-        text += &format!("\n{} images gathered into fewer frames", report.straightened_images);
+        text += &format!(
+            "\n{} images gathered into fewer frames ({} written)",
+            report.straightened_images,
+            bytes(report.gathered_bytes)
+        );
+    }
+    if report.kept_twice_bytes > 0 {
+        text += &format!(
+            "\n{} are kept twice until more of their packs is dead",
+            bytes(report.kept_twice_bytes)
+        );
     }
     if report.busy_packs > 0 {
         text +=

@@ -28,6 +28,7 @@ pub(super) fn store_bill(usage: &Usage) -> String {
     format!(
         "\nreferenced  {}\npages       {}\nmetadata    {}\ntables      {}\nroot log    {}\n\
          dead        {}, of it {} in {} packs that `coppice gc` drops\n\
+         kept twice  {} of the dead: gathered into other packs\n\
          counted by reading {} tree nodes in {:.1} s\n",
         bytes(bill.referenced_bytes),
         bytes(bill.page_bytes),
@@ -37,6 +38,7 @@ pub(super) fn store_bill(usage: &Usage) -> String {
         bytes(bill.dead_bytes),
         bytes(bill.dead_pack_bytes),
         bill.dead_packs,
+        bytes(bill.kept_twice_bytes),
         usage.nodes_walked,
         usage.seconds
     )

@@ -266,6 +266,8 @@ pub(super) fn stats(client: &Client, usage: bool, out: Output) -> Result<()> {
             stats.packs,
             stats.snapshots
         );
+        let twice = stats.kept_twice_bytes.map(|twice| format!("kept twice  {}\n", bytes(twice)));
+        let text = text + &twice.unwrap_or_default();
         text + &billed.usage.as_ref().map_or_else(String::new, lineage::store_bill)
     })
 }

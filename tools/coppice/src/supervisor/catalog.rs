@@ -143,6 +143,7 @@ impl Supervisor {
             chunks: stats.chunks,
             packs: stats.packs,
             snapshots: stats.snapshots,
+            kept_twice_bytes: self.store.kept_twice_when_counted()?,
         })
     }
 

@@ -3,20 +3,35 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use coppice_engine::GcOptions;
+use coppice_engine::{GcOptions, GcStep};
 
 use super::Supervisor;
-use crate::rpc::{Collected, Reply};
+use crate::rpc::{Collected, Progress, Reply};
 
 impl Supervisor {
     /// Says what a collection would do, and does it unless it is only asked.
-    pub(crate) fn collect(&self, dry_run: bool, dead_percent_min: u8) -> Result<Reply> {
+    pub(crate) fn collect(
+        &self,
+        dry_run: bool,
+        dead_percent_min: u8,
+        report: &mut dyn FnMut(Progress),
+    ) -> Result<Reply> {
         let options = GcOptions { dead_percent_min, ..GcOptions::default() };
         if dry_run {
             return Ok(Reply::Planned(self.store.gc_plan(options)?));
         }
         let begun = Instant::now();
-        let report = self.store.gc(options)?;
-        Ok(Reply::Collected(Collected { report, seconds: begun.elapsed().as_secs_f64() }))
+        let done = self.store.gc_with(options, &mut |at| report(step(at)))?;
+        Ok(Reply::Collected(Collected { report: done, seconds: begun.elapsed().as_secs_f64() }))
     }
+}
+
+fn step(at: GcStep) -> Progress {
+    let (what, done, total) = match at {
+        GcStep::Straighten => ("gathering scattered pages", 0, 0),
+        GcStep::Count => ("counting what is needed", 0, 0),
+        GcStep::Collect { done, total } => ("collecting", done, total),
+    };
+    let bytes = total > 0;
+    Progress { what: what.to_owned(), done, total, bytes, new_bytes: None }
 }

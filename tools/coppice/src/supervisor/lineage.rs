@@ -21,12 +21,17 @@ impl Supervisor {
     pub(crate) fn usage(&self, name: Option<&str>) -> Result<Reply> {
         let begun = Instant::now();
         let entry = name.map(|name| self.find(name)).transpose()?;
-        let accounts = self.store.accounts()?;
-        let snapshot = entry.map(|entry| snapshot_usage(&accounts, entry.id)).transpose()?;
+        let (store, mut nodes_walked) = self.store.totals()?;
+        let mut snapshot = None;
+        if let Some(entry) = entry {
+            let accounts = self.store.accounts()?;
+            nodes_walked += accounts.nodes_walked();
+            snapshot = Some(snapshot_usage(&accounts, entry.id)?);
+        }
         Ok(Reply::Usage(Usage {
-            store: accounts.store()?,
+            store,
             snapshot,
-            nodes_walked: accounts.nodes_walked(),
+            nodes_walked,
             seconds: begun.elapsed().as_secs_f64(),
         }))
     }

@@ -159,7 +159,7 @@ pub(super) fn answer(
         Request::Lineage { usage } => supervisor.lineage(usage)?,
         Request::Stats => Reply::Stats(supervisor.stats()?),
         Request::Collect { dry_run, dead_percent_min } => {
-            supervisor.collect(dry_run, dead_percent_min)?
+            supervisor.collect(dry_run, dead_percent_min, report)?
         }
         Request::Repair => Reply::Checked(supervisor.repair(report)?),
         Request::Check(scope) => Reply::Checked(supervisor.check(scope, report)?),
