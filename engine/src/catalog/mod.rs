@@ -98,6 +98,11 @@ impl Catalog {
         let log = match RootLog::open(depot.disk(), &mut replay)? {
             Some(log) => log,
             None => {
+                // A log without what they tell would be taken for the truth.
+                if let Some(pack) = depot.unreadable().into_keys().next() {
+                    let source = std::io::Error::other("the root log is written from it");
+                    return Err(StoreError::io("read", &pack.path())(source));
+                }
                 depot.skip_lost_ids();
                 let events = restore::events_in_packs(depot)?;
                 let log = RootLog::create(depot.disk(), &events)?;

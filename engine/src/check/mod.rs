@@ -49,6 +49,9 @@ pub(crate) fn check(
         findings.report.packs += 1;
         findings.report.bytes += summary.file_len;
     }
+    for (pack, problem) in depot.unreadable() {
+        findings.bad_pack(pack, None, format!("the pack was left out at opening: {problem}"));
+    }
     packs::check_index(depot, &mut findings)?;
     let entries = catalog.entries();
     findings.report.snapshots = to_u64(entries.len());

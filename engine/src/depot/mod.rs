@@ -66,6 +66,8 @@ pub(crate) struct Depot {
     index: Box<dyn Index>,
     packs: Mutex<BTreeMap<PackId, PackSummary>>,
     distrusted: Mutex<HashSet<ObjectKey>>,
+    /// Packs that could not be read when the store was opened, and why.
+    unreadable: Mutex<BTreeMap<PackId, String>>,
     pins: Pins,
     /// One pack at a time enters or leaves the index.
     publishing: Mutex<()>,

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use super::{Cache, DIRECTORIES_LEN_MAX, Depot, FILES_MAX, FRAMES_LEN_MAX, HINTS_LEN_MAX};
 use super::{ChunkFrames, NODES_LEN_MAX, Pins};
+use crate::env::lock;
 use crate::error::StoreError;
 use crate::id::PackId;
 use crate::index::Index;
@@ -19,17 +20,26 @@ use crate::io::{Disk, Listed};
 use crate::pack::DurablePack;
 use crate::units::{PACKS_DIR, QUARANTINE_DIR, TEMP_DIR};
 
+/// What a disk says that has lost the bytes of a file: EIO, EISDIR, EBADMSG,
+/// EUCLEAN. Whatever else is wrong may be right at the next try.
+const LOST: [i32; 4] = [5, 21, 74, 117];
+
+fn is_unreadable(error: &StoreError) -> bool {
+    let StoreError::Io { source, .. } = error else { return false };
+    source.raw_os_error().is_some_and(|number| LOST.contains(&number))
+}
+
 impl Depot {
     /// Opens the packs on a disk whose folders exist.
     pub(crate) fn open(
         disk: Arc<dyn Disk>,
         index: Box<dyn Index>,
-        lock: Option<File>,
+        held: Option<File>,
     ) -> Result<Self, StoreError> {
-        let depot = Self::empty(disk, index, lock);
+        let depot = Self::empty(disk, index, held);
         depot.remove_unfinished()?;
         depot.publish_missing()?;
-        *crate::env::lock(&depot.distrusted) = depot.index.distrusted()?.into_iter().collect();
+        *lock(&depot.distrusted) = depot.index.distrusted()?.into_iter().collect();
         Ok(depot)
     }
 
@@ -41,6 +51,7 @@ impl Depot {
             index,
             packs: Mutex::default(),
             distrusted: Mutex::default(),
+            unreadable: Mutex::default(),
             pins: Pins::default(),
             publishing: Mutex::default(),
             upkeep: Mutex::default(),
@@ -88,6 +99,12 @@ impl Depot {
         Ok(files.iter().filter_map(pack).collect())
     }
 
+    /// Packs that are left out because the disk does not give their bytes, and
+    /// why. They are tried again at the next opening.
+    pub(crate) fn unreadable(&self) -> BTreeMap<PackId, String> {
+        lock(&self.unreadable).clone()
+    }
+
     fn publish_missing(&self) -> Result<(), StoreError> {
         let on_disk = self.packs_on_disk()?;
         let known: HashMap<PackId, u64> = self
@@ -107,12 +124,19 @@ impl Depot {
         for (pack, file_len) in &on_disk {
             self.reserve_ids_through(*pack);
             if stale || !known.contains_key(pack) {
-                let directory = self.directory(*pack)?.as_ref().clone();
+                let directory = match self.directory(*pack) {
+                    Err(error) if is_unreadable(&error) => {
+                        tracing::error!(%pack, %error, "a pack is left out");
+                        lock(&self.unreadable).insert(*pack, error.to_string());
+                        continue;
+                    }
+                    directory => directory?.as_ref().clone(),
+                };
                 let pack = DurablePack { pack: *pack, directory, file_len: *file_len };
                 self.index.publish(&pack)?;
             }
         }
-        *crate::env::lock(&self.packs) = self.index.packs()?.into_iter().collect();
+        *lock(&self.packs) = self.index.packs()?.into_iter().collect();
         Ok(())
     }
 }

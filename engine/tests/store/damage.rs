@@ -419,3 +419,34 @@ fn pack_ids_that_are_used_up_are_told() {
     let left = std::fs::read_dir(dir.path().join("packs")).expect("packs").count();
     assert_eq!(left, 3);
 }
+
+/// The index is built again while the disk does not give a pack: the others are
+/// read, the loss is told, and it ends when the pack is back.
+#[test]
+fn a_pack_that_cannot_be_read_keeps_nobody_from_the_others() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (bytes, image) = two_snapshots(dir.path());
+    let (pack, aside) = (packs(dir.path()).remove(1), dir.path().join("aside"));
+    std::fs::rename(&pack, &aside).expect("it moves");
+    std::fs::create_dir(&pack).expect("what cannot be read");
+    let settings = crate::common::settings(coppice_engine::IndexKind::Memory);
+    let open_raw = || crate::common::open_as(dir.path(), &settings);
+    let store = open_raw().expect("it opens");
+    assert!(read_all(&store, &image) == bytes);
+    let report = check(&store);
+    let is_told = |damage: &coppice_engine::Damage| damage.problem.contains("left out at opening");
+    assert!(report.damages.iter().any(is_told), "{report:?}");
+    assert!(report.damages.iter().any(|damage| damage.snapshots.contains("spared")));
+    assert_eq!(store.gc(Default::default()).expect_err("it is needed").kind(), ErrorKind::Corrupt);
+    drop(store);
+    // Nothing is made up from what is left.
+    let log = dir.path().join("roots.log");
+    std::fs::rename(&log, dir.path().join("log-aside")).expect("it moves");
+    assert_eq!(open_raw().expect_err("a part is missing").kind(), ErrorKind::Unavailable);
+    std::fs::rename(dir.path().join("log-aside"), &log).expect("it moves back");
+    std::fs::remove_dir(&pack).expect("it goes");
+    std::fs::rename(&aside, &pack).expect("it is back");
+    let store = open_raw().expect("it opens");
+    assert!(check(&store).is_clean());
+    assert_eq!(store.snapshots().len(), 2);
+}

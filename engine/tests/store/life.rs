@@ -18,7 +18,7 @@ use crate::tried;
 
 /// Histories, and with `COPPICE_LONG`.
 const CASES: u32 = 24;
-const CASES_LONG: u32 = 600;
+const CASES_LONG: u32 = 300;
 const PAGES: usize = 300;
 
 #[derive(Debug, Clone)]
