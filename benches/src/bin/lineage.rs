@@ -282,6 +282,7 @@ fn main() -> Result<()> {
         "between": between,
         "rewritten_bytes": collected.rewritten_bytes,
         "read_bytes": collected.read_bytes,
+        "kept_twice_bytes": collected.kept_twice_bytes,
         "stored_bytes_before": stored_before,
         "stored_bytes_after": store.stats().stored_bytes,
     });
