@@ -5,7 +5,7 @@ use super::sink::Sink;
 use crate::chunk::Page;
 use crate::error::StoreError;
 use crate::id::ChunkId;
-use crate::tree::{ImageRef, RootRecord, Splitter, TreeBuilder, top_level};
+use crate::tree::{FANOUT, ImageRef, RootRecord, Splitter, TreeBuilder, top_level};
 use crate::units::{IMAGE_LEN_MAX, PAGE_LEN, pages_of, to_u64, to_usize};
 
 /// An image that is being written. Pages are hashed and stored some time after
@@ -163,12 +163,21 @@ impl<'s> ImageWriter<'s> {
 }
 
 impl Part<'_> {
-    /// Puts pages into the tree, and those that are new into the store.
+    /// Puts pages into the tree, and those that are new into the store. A
+    /// leaf is closed when the next one begins, so its chunks are stored
+    /// before: they lie in its own pack or in earlier ones, where the hints that
+    /// are made of it find them.
     fn store(&mut self, batch: &Batch) -> Result<(), StoreError> {
         let mut candidates: Vec<(ChunkId, &Page)> = Vec::new();
+        let mut last_leaf = None;
         for (number, id, page) in batch.pages() {
             if id.is_none() && !self.has_base {
                 continue;
+            }
+            let leaf = number / to_u64(FANOUT);
+            if last_leaf.replace(leaf).is_some_and(|last| last != leaf) {
+                self.sink.put_pages(&candidates)?;
+                candidates.clear();
             }
             let before = if self.has_base { self.tree.get(number, self.sink)? } else { None };
             if before != id {

@@ -6,6 +6,7 @@ mod damage;
 mod full;
 mod gc;
 mod golden;
+mod hints;
 #[cfg(feature = "rocksdb")]
 mod index_damage;
 mod life;
