@@ -12,6 +12,7 @@ mod hints;
 mod locate;
 mod nodes;
 mod notes;
+mod novelty;
 mod pins;
 mod recover;
 mod retire;
@@ -31,6 +32,7 @@ pub(crate) use hints::{HintEpoch, LeafHint, PublishedPacks, Resolved};
 pub(crate) use locate::{Location, Locator, LocatorState};
 pub(crate) use nodes::{RecentNode, StoredNode};
 pub(crate) use notes::LeafNotes;
+pub(crate) use novelty::Novelty;
 pub(crate) use pins::{Pins, SessionPins};
 pub(crate) use retire::Disposal;
 
@@ -141,14 +143,16 @@ impl Depot {
         writer: PackWriter,
         session: Option<&SessionPins>,
     ) -> Result<(PackId, u64), StoreError> {
-        self.publish_noted(writer, session, &mut LeafNotes::default())
+        self.publish_noted(writer, session, None, &mut LeafNotes::default())
     }
 
-    /// As [`Depot::publish`], with notes of new leaves.
+    /// As [`Depot::publish`], with notes of new leaves, and with what was
+    /// published when the pack's objects were looked for in vain.
     pub(crate) fn publish_noted(
         &self,
         writer: PackWriter,
         session: Option<&SessionPins>,
+        novelty: Option<Novelty>,
         notes: &mut LeafNotes,
     ) -> Result<(PackId, u64), StoreError> {
         self.check_fence()?;
@@ -171,15 +175,30 @@ impl Depot {
             }
             failure.error
         })?;
-        self.publish_durable(&durable)?;
+        self.publish_durable(&durable, session, novelty)?;
         self.hint_published(&durable, notes);
         Ok((pack, durable.file_len))
     }
 
-    fn publish_durable(&self, pack: &DurablePack) -> Result<(), StoreError> {
+    fn publish_durable(
+        &self,
+        pack: &DurablePack,
+        session: Option<&SessionPins>,
+        novelty: Option<Novelty>,
+    ) -> Result<(), StoreError> {
         let _publishing = lock(&self.publishing);
-        self.index.publish(pack)?;
+        let new = session.zip(novelty).and_then(|(session, novelty)| novelty.still(self, session));
+        let published = match new {
+            Some(generation) => self.index.publish_new(pack, generation),
+            None => self.index.publish(pack),
+        };
+        if let Err(error) = published {
+            // The index may have it nevertheless, so it counts.
+            self.publications.fetch_add(1, Ordering::AcqRel);
+            return Err(error);
+        }
         lock(&self.packs).insert(pack.pack, PackSummary::of(pack));
+        session.into_iter().for_each(SessionPins::count_published);
         self.publications.fetch_add(1, Ordering::AcqRel);
         if self.distrusts_any() {
             // What was found while a copy was bad may name that copy. Readers

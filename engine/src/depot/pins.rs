@@ -41,6 +41,8 @@ struct State {
 pub(crate) struct SessionPins {
     depot: Arc<Depot>,
     session: u64,
+    /// Packs of its own that are published.
+    published: AtomicU64,
 }
 
 impl Pins {
@@ -118,7 +120,7 @@ impl SessionPins {
         let session = state.next_session;
         state.sessions.insert(session, HashSet::new());
         drop(state);
-        Self { depot, session }
+        Self { depot, session, published: AtomicU64::new(0) }
     }
 
     /// Relies on what was found; what lies in condemned packs counts as not
@@ -137,6 +139,17 @@ impl SessionPins {
                 last = Some(pack);
             }
         }
+    }
+
+    /// How many packs of the session are published.
+    pub(super) fn published(&self) -> u64 {
+        self.published.load(Ordering::Acquire)
+    }
+
+    /// Counts a pack of the session that is published, before all publications
+    /// are counted.
+    pub(super) fn count_published(&self) {
+        self.published.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Relies on a pack that the session itself is about to publish.

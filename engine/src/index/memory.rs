@@ -35,6 +35,14 @@ impl Default for MemIndex {
     }
 }
 
+impl MemIndex {
+    /// Whether no object of a pack is here.
+    pub(super) fn has_none_of(&self, pack: &DurablePack) -> bool {
+        let state = lock(&self.state);
+        places(pack).all(|(key, _)| !state.entries.contains_key(&key))
+    }
+}
+
 impl Index for MemIndex {
     fn get_many(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Place>>, StoreError> {
         let state = lock(&self.state);
@@ -58,6 +66,11 @@ impl Index for MemIndex {
         }
         state.packs.insert(pack.pack, PackSummary::of(pack));
         Ok(())
+    }
+
+    fn publish_new(&self, pack: &DurablePack, _generation: u64) -> Result<(), StoreError> {
+        assert!(self.has_none_of(pack), "{} has what the index has already", pack.pack);
+        self.publish(pack)
     }
 
     fn retire(&self, pack: PackId, moves: &[(ObjectKey, Option<Place>)]) -> Result<(), StoreError> {

@@ -81,6 +81,10 @@ pub(crate) trait Index: Send + Sync + Debug {
     /// in a row of the ledger.
     fn publish(&self, pack: &DurablePack) -> Result<(), StoreError>;
 
+    /// As [`Index::publish`], for a pack of which no object is in the index,
+    /// unless it went back to an earlier state since it had this generation.
+    fn publish_new(&self, pack: &DurablePack, generation: u64) -> Result<(), StoreError>;
+
     /// Takes a pack out: gives its objects other places, or none, and removes
     /// the mark and the ledger's rows of the pack, those of what moved there
     /// too, in one atomic and durable step.

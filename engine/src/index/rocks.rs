@@ -182,6 +182,18 @@ impl RocksIndex {
         Ok(())
     }
 
+    /// Keeps a published pack until it is flushed.
+    fn remember(&self, pack: &DurablePack) -> Result<(), StoreError> {
+        let mut unflushed = lock(&self.unflushed);
+        unflushed.entries += pack.directory.keys.len();
+        unflushed.packs.push(pack.clone());
+        if unflushed.entries > UNFLUSHED_MAX {
+            drop(unflushed);
+            self.writing(|db| self.flush(db))?;
+        }
+        Ok(())
+    }
+
     /// Opens the database again after a write failed. If that fails too,
     /// because the disk is still full, it can at least be read.
     fn open_again(&self) -> Result<(), StoreError> {
@@ -238,8 +250,16 @@ fn tell_copies(db: &DB) -> Result<(), StoreError> {
 
 /// Publishes a pack.
 fn add(db: &DB, pack: &DurablePack) -> Result<(), StoreError> {
+    add_over(db, pack, places_before(db, pack)?)
+}
+
+/// Publishes a pack of which these objects have a place already.
+fn add_over(
+    db: &DB,
+    pack: &DurablePack,
+    mut before: HashMap<ObjectKey, Place>,
+) -> Result<(), StoreError> {
     let mut batch = WriteBatch::default();
-    let mut before = places_before(db, pack)?;
     let mut copies = BTreeSet::new();
     // In order, so that each is put beside the one before.
     let mut new: Vec<_> = places(pack).collect();
@@ -350,14 +370,16 @@ impl Index for RocksIndex {
 
     fn publish(&self, pack: &DurablePack) -> Result<(), StoreError> {
         self.writing(|db| add(db, pack))?;
-        let mut unflushed = lock(&self.unflushed);
-        unflushed.entries += pack.directory.keys.len();
-        unflushed.packs.push(pack.clone());
-        if unflushed.entries > UNFLUSHED_MAX {
-            drop(unflushed);
-            self.writing(|db| self.flush(db))?;
-        }
-        Ok(())
+        self.remember(pack)
+    }
+
+    fn publish_new(&self, pack: &DurablePack, generation: u64) -> Result<(), StoreError> {
+        // Generations rise where writing begins, before this is asked.
+        self.writing(|db| match self.generation() == generation {
+            true => add_over(db, pack, HashMap::new()),
+            false => add(db, pack),
+        })?;
+        self.remember(pack)
     }
 
     fn retire(&self, pack: PackId, moves: &[(ObjectKey, Option<Place>)]) -> Result<(), StoreError> {

@@ -159,6 +159,15 @@ impl Index for SimIndex {
         self.step(Step::Publish(pack.clone()))
     }
 
+    fn publish_new(&self, pack: &DurablePack, generation: u64) -> Result<(), StoreError> {
+        let state = lock(&self.state);
+        let is_new =
+            state.is_stuck || state.generation != generation || state.now.has_none_of(pack);
+        assert!(is_new, "{} has what the index has already", pack.pack);
+        drop(state);
+        self.publish(pack)
+    }
+
     fn retire(&self, pack: PackId, moves: &[(ObjectKey, Option<Place>)]) -> Result<(), StoreError> {
         self.step(Step::Retire(pack, moves.to_vec()))
     }

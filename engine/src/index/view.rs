@@ -35,6 +35,10 @@ impl Index for ViewIndex {
         self.late.publish(pack)
     }
 
+    fn publish_new(&self, pack: &DurablePack, _: u64) -> Result<(), StoreError> {
+        self.late.publish(pack)
+    }
+
     fn retire(&self, _: PackId, _: &[(ObjectKey, Option<Place>)]) -> Result<(), StoreError> {
         Err(StoreError::ReadOnly)
     }

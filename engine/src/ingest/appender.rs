@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 
-use crate::depot::{Depot, LeafNotes, SessionPins};
+use crate::depot::{Depot, LeafNotes, Novelty, SessionPins};
 use crate::error::StoreError;
 use crate::pack::PackWriter;
 use crate::pack::frame::EncodedFrame;
@@ -21,7 +21,7 @@ pub(super) fn failed_before() -> StoreError {
 
 enum Order {
     Append(EncodedFrame),
-    Seal(LeafNotes),
+    Seal(LeafNotes, Option<Novelty>),
 }
 
 /// The near end of the thread.
@@ -55,8 +55,12 @@ impl Appender {
     }
 
     /// Orders the open pack to be made durable and published.
-    pub(super) fn seal(&mut self, notes: LeafNotes) -> Result<(), StoreError> {
-        self.order(Order::Seal(notes))
+    pub(super) fn seal(
+        &mut self,
+        notes: LeafNotes,
+        novelty: Option<Novelty>,
+    ) -> Result<(), StoreError> {
+        self.order(Order::Seal(notes, novelty))
     }
 
     /// Waits until the oldest pack that was ordered to be sealed is published;
@@ -125,9 +129,9 @@ fn obey(
     for order in orders {
         match order {
             Order::Append(frame) => open.append(&frame)?,
-            Order::Seal(mut notes) => {
+            Order::Seal(mut notes, novelty) => {
                 let file_len = match open.writer.take() {
-                    Some(writer) => depot.publish_noted(writer, Some(pins), &mut notes)?.1,
+                    Some(writer) => depot.publish_noted(writer, Some(pins), novelty, &mut notes)?.1,
                     None => 0,
                 };
                 if answers.send(file_len).is_err() {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use super::appender::{Appender, failed_before};
 use super::frames::PlainFrame;
 use super::task::{self, Task};
-use crate::depot::{Depot, LeafNotes, SessionPins};
+use crate::depot::{Depot, LeafNotes, Novelty, SessionPins};
 use crate::error::StoreError;
 use crate::pack::frame::{self, EncodedFrame};
 use crate::settings::Settings;
@@ -102,12 +102,16 @@ impl Packer {
 
     /// Ends the open pack, if there is one: it is made durable and published
     /// while the next one is filled. The notes are of its leaves.
-    pub(super) fn end_pack(&mut self, notes: LeafNotes) -> Result<(), StoreError> {
+    pub(super) fn end_pack(
+        &mut self,
+        notes: LeafNotes,
+        novelty: Option<Novelty>,
+    ) -> Result<(), StoreError> {
         while !self.compressing.is_empty() {
             self.pass_on()?;
         }
         if self.content_len > 0 {
-            self.appender()?.seal(notes)?;
+            self.appender()?.seal(notes, novelty)?;
             self.sealing += 1;
             self.content_len = 0;
             self.objects = 0;

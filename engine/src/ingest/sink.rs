@@ -14,7 +14,7 @@ use super::appender::failed_before;
 use super::frames::FrameBuilder;
 use super::packer::Packer;
 use crate::chunk::Page;
-use crate::depot::{Depot, LeafNotes, LocatorState, SessionPins};
+use crate::depot::{Depot, LeafNotes, LocatorState, Novelty, SessionPins};
 use crate::error::{ErrorKind, StoreError};
 use crate::id::{ChunkId, NodeId, ObjectKey};
 use crate::pack::{FrameKind, ObjectKind};
@@ -45,6 +45,11 @@ pub(super) struct Sink {
     catalog: FrameBuilder,
     locator: LocatorState,
     notes: LeafNotes,
+    /// As of before the first look-up for the open pack; none once the session
+    /// stores what the index has already.
+    novelty: Option<Novelty>,
+    /// As of before the last look-up.
+    looked: Novelty,
     pins: Arc<SessionPins>,
     /// Images that this session completed.
     made: HashSet<ImageRef>,
@@ -58,7 +63,10 @@ impl Sink {
     pub(super) fn new(depot: Arc<Depot>, settings: Settings) -> Self {
         let builder = |kind| FrameBuilder::new(kind, settings.frame_len_max);
         let pins = Arc::new(SessionPins::begin(depot.clone()));
+        let looked = Novelty::begin(&depot, &pins);
         Self {
+            novelty: Some(looked),
+            looked,
             made: HashSet::new(),
             is_broken: false,
             unpublished: HashSet::new(),
@@ -100,10 +108,15 @@ impl Sink {
     /// Which of these objects the store does not have yet.
     fn missing(&mut self, keys: &[ObjectKey]) -> Result<Vec<bool>, StoreError> {
         let doubt = self.depot.distrusts_any();
+        self.looked = Novelty::begin(&self.depot, &self.pins);
         let unknown: Vec<ObjectKey> =
             keys.iter().filter(|key| !self.is_unpublished(key)).copied().collect();
         let mut places = self.locator.find(&self.depot, &unknown)?;
+        let found = places.iter().flatten().count();
         self.pins.claim(&mut places);
+        if doubt || places.iter().flatten().count() < found {
+            self.novelty = None;
+        }
         let mut places = places.into_iter();
         let mut answer = Vec::with_capacity(keys.len());
         for key in keys {
@@ -176,7 +189,9 @@ impl Sink {
         frames.extend(self.objects.take_full());
         frames.extend(self.catalog.take_full());
         frames.into_iter().try_for_each(|frame| self.packer.put(frame))?;
-        self.packer.end_pack(std::mem::take(&mut self.notes))?;
+        self.packer.end_pack(std::mem::take(&mut self.notes), self.novelty)?;
+        // Objects of the last look-up may lie on either side of this end.
+        self.novelty = self.novelty.map(|_| self.looked);
         self.totals.stored_bytes += self.packer.wait_sealed(1)?;
         self.publishing = std::mem::take(&mut self.unpublished);
         Ok(())
@@ -309,8 +324,11 @@ impl NodeSink for Sink {
         base: Option<NodeId>,
     ) -> Result<(), StoreError> {
         let key = id.key();
-        if !self.is_missing(key)? && self.is_readable(id)? {
-            return Ok(());
+        if !self.is_missing(key)? {
+            if self.is_readable(id)? {
+                return Ok(());
+            }
+            self.novelty = None;
         }
         let patch = base.map_or(Ok(None), |base| self.patch(id, node, base))?;
         let patch = patch.map(|patch| (patch.base, patch.encode()));
