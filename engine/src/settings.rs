@@ -40,7 +40,7 @@ impl Default for Settings {
             zstd_level: 3,
             frame_len_max: 64 << 10,
             pack_len_max: 256 << 20,
-            pack_objects_max: 1 << 20,
+            pack_objects_max: 1 << 18,
             frame_cache_len: 64 << 20,
             #[cfg(feature = "rocksdb")]
             index: IndexKind::RocksDb,
