@@ -49,7 +49,7 @@ const LOST_IDS: u64 = 1 << 20;
 /// Open pack files kept at once.
 const FILES_MAX: usize = 256;
 /// Bytes of directories kept in memory.
-const DIRECTORIES_LEN_MAX: usize = 64 << 20;
+const DIRECTORIES_LEN_MAX: usize = 32 << 20;
 /// Bytes of nodes kept in memory: the leaves of 4 GiB of images.
 const NODES_LEN_MAX: usize = 36 << 20;
 /// About what a node takes in memory.
