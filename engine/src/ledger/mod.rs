@@ -123,7 +123,12 @@ impl<'d> Ledger<'d> {
                 outcome => return outcome,
             }
         }
-        Self::anew(depot, roots)
+        Self::anew(depot, roots).or_else(|error| match error {
+            // An index whose last change failed goes back at the next one,
+            // which may be the first of these.
+            StoreError::Ledger => Self::anew(depot, roots),
+            error => Err(error),
+        })
     }
 
     /// Counts everything, whatever was known.
