@@ -10,6 +10,7 @@ mod compute;
 mod frames;
 mod gather;
 mod import;
+mod overlay;
 mod packer;
 pub(crate) mod qcow2;
 mod session;

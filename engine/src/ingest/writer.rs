@@ -97,6 +97,31 @@ impl<'s> ImageWriter<'s> {
         Ok(())
     }
 
+    /// Makes pages zero, which must come in order as those that are written.
+    /// It takes time for the part of the tree that changes, not for each page.
+    ///
+    /// # Errors
+    /// As [`ImageWriter::write`].
+    pub fn erase(&mut self, first_page: u64, count: u64) -> Result<(), StoreError> {
+        if count == 0 {
+            return Ok(());
+        }
+        let pages = pages_of(self.byte_len());
+        let end = first_page.checked_add(count).filter(|end| *end <= pages);
+        let Some(end) = end.filter(|_| first_page >= self.next_page) else {
+            return Err(StoreError::PageOrder { page: first_page, next: self.next_page, pages });
+        };
+        let part = &mut self.part;
+        self.gatherer.finish(&mut |batch| part.store(&batch))?;
+        self.next_page = end;
+        part.tree.clear(first_page..end, part.sink)
+    }
+
+    /// How long the image is in bytes; nothing while it grows.
+    pub(super) fn byte_len(&self) -> u64 {
+        self.len.unwrap_or(0)
+    }
+
     /// Appends bytes to a growing image.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //! zeros. Only the path to the current leaf is in memory; subtrees that no
 //! page touches keep the base's ids and are neither read nor hashed.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::node::{ChildId, Node};
@@ -127,14 +128,70 @@ impl TreeBuilder {
         Ok(())
     }
 
-    /// Closes what does not cover the page and opens the path to its leaf.
-    fn seek(&mut self, page: u64, sink: &mut dyn NodeSink) -> Result<&mut Open, StoreError> {
+    /// Makes pages zero. Subtrees that lie within are dropped unread, and
+    /// where there is none nothing is done.
+    pub(crate) fn clear(
+        &mut self,
+        pages: Range<u64>,
+        sink: &mut dyn NodeSink,
+    ) -> Result<(), StoreError> {
+        let mut page = pages.start;
+        while page < pages.end {
+            self.close_beside(page, sink)?;
+            page = self.clear_part(page, pages.end, sink)?;
+        }
+        Ok(())
+    }
+
+    /// Clears as far as one subtree goes; returns where to go on.
+    fn clear_part(
+        &mut self,
+        page: u64,
+        end: u64,
+        sink: &mut dyn NodeSink,
+    ) -> Result<u64, StoreError> {
+        while self.path.len() <= usize::from(self.top) {
+            let level = self.level_of(self.path.len());
+            let span = span_of(level);
+            let next = (page / span + 1) * span;
+            match self.path.last_mut() {
+                None if self.base.is_none() => return Ok(end),
+                None => {}
+                Some(parent) => {
+                    let slot = slot_in(page, level + 1);
+                    if parent.node.children()[slot].is_none() {
+                        return Ok(next.min(end));
+                    }
+                    if page.is_multiple_of(span) && next <= end {
+                        parent.changed |= parent.node.set(slot, None);
+                        return Ok(next);
+                    }
+                }
+            }
+            self.descend(page, sink)?;
+        }
+        let leaf = self.path.last_mut().expect("a path with its leaf is not empty");
+        let next = (page / span_of(0) + 1) * span_of(0);
+        for page in page..next.min(end) {
+            leaf.changed |= leaf.node.set(slot_in(page, 0), None);
+        }
+        Ok(next.min(end))
+    }
+
+    /// Closes what does not cover the page.
+    fn close_beside(&mut self, page: u64, sink: &mut dyn NodeSink) -> Result<(), StoreError> {
         while let Some(open) = self.path.last() {
             if open.index == page / span_of(self.level_of(self.path.len() - 1)) {
                 break;
             }
             self.close(sink)?;
         }
+        Ok(())
+    }
+
+    /// Closes what does not cover the page and opens the path to its leaf.
+    fn seek(&mut self, page: u64, sink: &mut dyn NodeSink) -> Result<&mut Open, StoreError> {
+        self.close_beside(page, sink)?;
         while self.path.len() <= usize::from(self.top) {
             self.descend(page, sink)?;
         }

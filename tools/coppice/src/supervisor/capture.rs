@@ -273,10 +273,8 @@ fn gather_disks(
             .collect();
         let mut writer = session.image(base.len, Some(base))?;
         for (run, holder) in holders(&new, base.len) {
-            let read = |offset: u64, piece: &mut [u8]| {
-                Ok(new[holder].file.read_exact_at(piece, run.first * PAGE_SIZE + offset)?)
-            };
-            write_run(&mut writer, run, base.len, read)?;
+            // Discarded blocks are holes.
+            writer.write_overlay(&new[holder].file, run.first, run.count)?;
             gathered.dirty_pages += run.count;
         }
         gathered.images.push((Role::Disk(u16::try_from(index)?), writer.finish()?));
