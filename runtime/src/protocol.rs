@@ -207,7 +207,8 @@ pub enum VmmReply {
 /// Unasked news from a machine's process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VmmEvent {
-    /// The machine is over; the process ends after this.
+    /// The machine is over. Its process keeps its memory until it is stopped:
+    /// there may be captures whose pages are not all copied.
     Exited {
         /// Why, for a person.
         reason: String,

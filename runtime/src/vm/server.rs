@@ -19,8 +19,9 @@ use crate::sys::channel::{Channel, ChannelError};
 use crate::sys::event::descriptor;
 use crate::vcpu::End;
 
-/// Runs a machine's process until the supervisor stops it or goes away, or the
-/// machine is over. Answers [`VmmRequest`] with [`VmmMessage`].
+/// Runs a machine's process until the supervisor stops it or goes away. A
+/// machine that is over is reported and kept: others may still copy from its
+/// memory. Answers [`VmmRequest`] with [`VmmMessage`].
 ///
 /// This process is not jailed: machines that are to be are forked from
 /// [`super::zygote_main`].
@@ -66,6 +67,8 @@ impl Ending {
     }
 
     fn take(&self) -> Option<End> {
+        // Empty unless there is news.
+        let _empty = self.wake.read();
         self.end.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -92,7 +95,7 @@ fn serve(channel: &Channel, kit: Result<Kit, MachineError>) -> Result<(), Channe
     loop {
         let request = wait(channel, &ending)?;
         if let Some(end) = ending.take() {
-            return server.report(end);
+            server.report(end)?;
         }
         if request && !server.answer()? {
             return Ok(());

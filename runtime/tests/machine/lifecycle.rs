@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::time::Instant;
 
-use coppice_runtime::protocol::VmmEvent;
+use coppice_runtime::protocol::{VmmEvent, VmmReply, VmmRequest};
 
 use crate::guest::{CMDLINE, guest, pattern_sum};
 use crate::harness::{Machine, Snapshot};
@@ -163,5 +163,9 @@ fn ends(machine: &mut Machine) {
     stream.write_all(b"restart\n").unwrap();
     let VmmEvent::Exited { reason, clean } = machine.process.next_event();
     assert!(clean, "{reason}");
+    // Its memory is there for whoever still copies from it.
+    assert!(!machine.process.has_ended());
+    let stopped = machine.process.ask(&VmmRequest::Stop, &[]).unwrap();
+    assert_eq!(stopped.0, VmmReply::Stopping);
     assert!(machine.process.wait().success());
 }

@@ -393,6 +393,7 @@ impl Supervisor {
                     said_why = true;
                     let how = if clean { State::Stopped(reason) } else { State::Failed(reason) };
                     machine.ended(how);
+                    drop(news.send(machine));
                 }
                 News::Closed => {
                     if !said_why {

@@ -271,11 +271,13 @@ impl Supervisor {
         }
     }
 
-    /// Lets go of everything a machine's process held. The process is killed
-    /// if it is still there, even if it waits for a page that never comes.
+    /// Lets go of everything a machine's process held, once nobody has to copy
+    /// from it. The process is killed if it is still there, even if it waits
+    /// for a page that never comes.
     fn release(&self, machine: &Machine) {
         let _releasing = lock(&machine.releasing);
         let Some(live) = lock(&machine.live).take() else { return };
+        machine.finish_layers();
         live.vmm.kill();
         // No other capture will build on them.
         if let Descent::Stored(lineage) = &mut *lock(&machine.descent) {
