@@ -39,6 +39,18 @@ pub(crate) fn run(checkout: &Checkout, options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Files of the tree that are not what the kept JSON makes.
+pub(crate) fn stale(checkout: &Checkout) -> Result<Vec<&'static str>> {
+    let report = Report::read(&checkout.path(KEPT))?;
+    let mut stale = Vec::new();
+    for (path, contents) in made(checkout, &report)? {
+        if std::fs::read_to_string(checkout.path(path)).ok() != Some(contents) {
+            stale.push(path);
+        }
+    }
+    Ok(stale)
+}
+
 /// Every file that is made, relative to the root, and what should be in it.
 fn made(checkout: &Checkout, report: &Report) -> Result<Vec<(&'static str, String)>> {
     let mut files = vec![(KEPT, report.json()? + "\n")];

@@ -71,6 +71,10 @@ fn findings(checkout: &Checkout) -> Result<Vec<Finding>> {
             _ => {}
         }
     }
+    all.extend(crate::peers::publish::stale(checkout)?.into_iter().map(|path| {
+        let what = "is not what docs/figures/peers.json makes: `cargo xtask plots` renews it";
+        Finding::new(Path::new(path), 1, what)
+    }));
     Ok(all)
 }
 
