@@ -140,12 +140,10 @@ fn look(
         taken.add(&layout.taken());
         whole = (windows.len() == 1).then_some(layout);
     }
-    // Half-way, because an image that later ones leave behind is not looked at
-    // again, and chunks that it shares with them may still move.
-    let percent_max = u64::midpoint(100, budget.percent_max);
     let counts = taken.frames.iter().zip(&taken.chunks);
-    let crooked =
-        counts.map(|(frames, chunks)| frames * 100 > budget.fresh(*chunks) * percent_max).collect();
+    let crooked = counts
+        .map(|(frames, chunks)| frames * 100 > budget.fresh(*chunks) * budget.percent_max)
+        .collect();
     Ok(Sight { roots, taken, crooked, has_elders, windows, whole })
 }
 
