@@ -51,6 +51,7 @@ pub(super) struct Sink {
     /// As of before the last look-up.
     looked: Novelty,
     pins: Arc<SessionPins>,
+    packs_ended: u64,
     /// Images that this session completed.
     made: HashSet<ImageRef>,
     /// Something that was given to be written is not written: nothing of this
@@ -68,6 +69,7 @@ impl Sink {
             novelty: Some(looked),
             looked,
             made: HashSet::new(),
+            packs_ended: 0,
             is_broken: false,
             unpublished: HashSet::new(),
             publishing: HashSet::new(),
@@ -144,13 +146,32 @@ impl Sink {
     /// Stores the chunks that the store does not have yet.
     pub(super) fn put_pages(&mut self, pages: &[(ChunkId, &Page)]) -> Result<(), StoreError> {
         let keys: Vec<ObjectKey> = pages.iter().map(|(id, _)| id.key()).collect();
-        let missing = self.missing(&keys)?;
-        for ((key, missing), (_, page)) in keys.into_iter().zip(missing).zip(pages) {
-            if missing && self.unpublished.insert(key) {
-                self.pages.put_page(key, *page);
-                self.totals.new_bytes += to_u64(PAGE_LEN);
-                if self.pages.full_count() > 0 {
-                    self.pack_chunks()?;
+        self.put_missing(&keys, &mut |sink, at| {
+            sink.pages.put_page(keys[at], pages[at].1);
+            sink.totals.new_bytes += to_u64(PAGE_LEN);
+            if sink.pages.full_count() > 0 { sink.pack_chunks() } else { Ok(()) }
+        })
+    }
+
+    /// Puts those objects that the store does not have yet, by their numbers.
+    /// After a pack ended the others are looked for again: one that was given
+    /// twice may lie in that pack, and must not be stored once more.
+    fn put_missing(
+        &mut self,
+        keys: &[ObjectKey],
+        put: &mut dyn FnMut(&mut Self, usize) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut at = 0;
+        while at < keys.len() {
+            let missing = self.missing(&keys[at..])?;
+            let ended = self.packs_ended;
+            for missing in missing {
+                if missing && self.unpublished.insert(keys[at]) {
+                    put(self, at)?;
+                }
+                at += 1;
+                if self.packs_ended != ended {
+                    break;
                 }
             }
         }
@@ -190,6 +211,7 @@ impl Sink {
         frames.extend(self.catalog.take_full());
         frames.into_iter().try_for_each(|frame| self.packer.put(frame))?;
         self.packer.end_pack(std::mem::take(&mut self.notes), self.novelty)?;
+        self.packs_ended += 1;
         // Objects of the last look-up may lie on either side of this end.
         self.novelty = self.novelty.map(|_| self.looked);
         self.totals.stored_bytes += self.packer.wait_sealed(1)?;

@@ -41,6 +41,23 @@ fn check(store: &Store) {
 }
 
 #[test]
+fn what_comes_again_after_its_pack_ended_is_stored_once() {
+    let disk = Arc::new(SimDisk::new());
+    let settings = Settings { pack_objects_max: 20, ..settings(IndexKind::Memory) };
+    let store = Store::open_on(disk, &settings).expect("it opens");
+    // All of it is looked up at once, and packs end in between.
+    let bytes = noise(1, 100 * PAGE_LEN).repeat(3);
+    let (_, new_bytes, _) = commit(&store, &bytes, bytes.len(), "stream");
+    // Cuts need some bytes to find each other again.
+    assert!(new_bytes < 150 * PAGE_LEN as u64, "{new_bytes}");
+    let pages = store.stats().chunks;
+    commit_bytes(&store, &noise(2, 100 * PAGE_LEN).repeat(3), "pages");
+    assert_eq!(store.stats().chunks, pages + 100);
+    store.gc(ALL).expect("a collection");
+    check(&store);
+}
+
+#[test]
 fn streams_of_every_length_come_back() {
     let dir = tempfile::tempdir().expect("a folder");
     let store = open(dir.path());

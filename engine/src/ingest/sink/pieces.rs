@@ -51,17 +51,12 @@ impl Sink {
         pieces: &[(ChunkId, &[u8])],
     ) -> Result<(), StoreError> {
         let keys: Vec<ObjectKey> = pieces.iter().map(|(id, _)| id.key()).collect();
-        let missing = self.missing(&keys)?;
-        for ((key, missing), (_, piece)) in keys.into_iter().zip(missing).zip(pieces) {
-            if missing && self.unpublished.insert(key) {
-                self.pieces.put(key, piece);
-                self.totals.new_bytes += to_u64(piece.len());
-                if !self.pieces.full.is_empty() {
-                    self.pack_chunks()?;
-                }
-            }
-        }
-        Ok(())
+        self.put_missing(&keys, &mut |sink, at| {
+            let piece = pieces[at].1;
+            sink.pieces.put(keys[at], piece);
+            sink.totals.new_bytes += to_u64(piece.len());
+            if sink.pieces.full.is_empty() { Ok(()) } else { sink.pack_chunks() }
+        })
     }
 
     /// Ends the frame of chunks, so that streams do not share frames.
