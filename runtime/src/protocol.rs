@@ -274,6 +274,18 @@ pub enum PagerRequest {
         /// The name of the new pool.
         pool: PoolId,
     },
+    /// Says where the pages of a pool's image lie since a collection. One
+    /// descriptor: the page map. Answered by [`PagerReply::Done`].
+    RenewPool {
+        /// Which.
+        pool: PoolId,
+    },
+    /// Closes packs that no pool's page map names any more. Answered by
+    /// [`PagerReply::Done`].
+    ForgetPacks {
+        /// Their ids.
+        packs: Vec<u64>,
+    },
     /// Forgets a pool that no machine uses. Answered by [`PagerReply::Done`].
     ClosePool {
         /// Which.

@@ -220,6 +220,7 @@ fn a_collection_hurts_no_machine(coppice: &Coppice) {
     coppice.text(&["rmi", "doomed"]).unwrap();
     let done = coppice.json(&["gc", "--min-dead", "0"]).unwrap();
     assert_eq!(done["damaged_packs"], 0, "{done}");
+    assert_eq!(deleted_files_of_the_page_server(coppice), Vec::<String>::new());
     let mark = ["exec", "orphan", "--", "cat", "/root/mark"];
     assert_eq!(coppice.text(&mark).unwrap().trim(), "doomed");
     coppice.text(&["snapshot", "orphan", "--name", "heir"]).unwrap();
@@ -230,6 +231,15 @@ fn a_collection_hurts_no_machine(coppice: &Coppice) {
     assert_eq!(coppice.text(&mark).unwrap().trim(), "doomed");
     coppice.text(&["rm", "--force", "orphan"]).unwrap();
     assert_eq!(coppice.json(&["check"]).unwrap()["ok"], true);
+}
+
+/// Files that take space although nobody can find them.
+fn deleted_files_of_the_page_server(coppice: &Coppice) -> Vec<String> {
+    let pid = coppice.json(&["pools"]).unwrap()["pid"].as_i64().unwrap();
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let targets = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+    let names = targets.map(|target| target.display().to_string());
+    names.filter(|name| name.contains(".pack") && name.contains("(deleted)")).collect()
 }
 
 fn stops_and_goes(coppice: &Coppice) {

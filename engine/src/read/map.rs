@@ -115,6 +115,16 @@ impl PageMap {
         &self.frames
     }
 
+    /// Whether it is of the same image: every page is the same chunk, wherever
+    /// that lies.
+    #[must_use]
+    pub fn shows_the_same_as(&self, other: &Self) -> bool {
+        let same = |(one, other): (&Row, &Row)| one.page == other.page && one.chunk == other.chunk;
+        self.len == other.len
+            && self.rows.len() == other.rows.len()
+            && self.rows.iter().zip(&other.rows).all(same)
+    }
+
     /// What the image has at a page.
     #[must_use]
     pub fn extent(&self, page: u64) -> Extent {

@@ -58,6 +58,14 @@ impl PageReader {
         packs.entry(pack).or_insert_with(|| Arc::new(file));
     }
 
+    /// Lets packs go. Whoever reads one of them right now still ends.
+    pub fn forget_packs(&self, forgotten: &[PackId]) {
+        let mut packs = self.packs.write().unwrap_or_else(PoisonError::into_inner);
+        forgotten.iter().for_each(|pack| {
+            packs.remove(pack);
+        });
+    }
+
     /// Whether a pack was handed over.
     #[must_use]
     pub fn has_pack(&self, pack: PackId) -> bool {

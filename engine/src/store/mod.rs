@@ -10,6 +10,7 @@ mod reserve;
 mod stale;
 mod view;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -485,6 +486,15 @@ impl Store {
     /// If the index cannot be written.
     pub fn forget_hints(&self) -> Result<(), StoreError> {
         self.depot.forget_all_hints()
+    }
+
+    /// The packs that the store has. Those that a collection replaced are not
+    /// among them.
+    ///
+    /// # Errors
+    /// If the index cannot be read.
+    pub fn packs(&self) -> Result<BTreeSet<PackId>, StoreError> {
+        Ok(self.depot.index().packs()?.into_iter().map(|(pack, _)| pack).collect())
     }
 
     /// A read-only descriptor of a pack, for the page server.

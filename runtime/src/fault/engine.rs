@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use coppice_engine::{PackId, PageMap, PageReader};
 
@@ -23,31 +23,47 @@ impl Library for EngineLibrary {
         self.reader.add_pack(PackId(pack), file);
     }
 
+    fn forget_packs(&self, packs: &[u64]) {
+        let packs: Vec<PackId> = packs.iter().copied().map(PackId).collect();
+        self.reader.forget_packs(&packs);
+    }
+
     fn open(&self, map: File) -> Result<Arc<dyn PageSource>, SourceError> {
-        let len = map.metadata()?.len();
-        let size = usize::try_from(len).ok().filter(|_| len <= MAP_LEN_MAX);
-        let mut bytes = vec![0; size.ok_or(SourceError::PageMapTooLong(len))?];
-        // The sender wrote the map through the same file offset.
-        map.read_exact_at(&mut bytes, 0)?;
-        let map = PageMap::from_bytes(&bytes)?;
+        let map = RwLock::new(Arc::new(read_map(&map)?));
         Ok(Arc::new(EngineSource { reader: Arc::clone(&self.reader), map }))
     }
 }
 
-/// One image of a store.
+fn read_map(file: &File) -> Result<PageMap, SourceError> {
+    let len = file.metadata()?.len();
+    let size = usize::try_from(len).ok().filter(|_| len <= MAP_LEN_MAX);
+    let mut bytes = vec![0; size.ok_or(SourceError::PageMapTooLong(len))?];
+    // The sender wrote the map through the same file offset.
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(PageMap::from_bytes(&bytes)?)
+}
+
+/// One image of a store. A collection may move its pages to other packs; then
+/// it gets another map, under the machines that use it.
 #[derive(Debug)]
 pub struct EngineSource {
     reader: Arc<PageReader>,
-    map: PageMap,
+    map: RwLock<Arc<PageMap>>,
+}
+
+impl EngineSource {
+    fn map(&self) -> Arc<PageMap> {
+        Arc::clone(&self.map.read().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl PageSource for EngineSource {
     fn image_len(&self) -> u64 {
-        self.map.len()
+        self.map().len()
     }
 
     fn extent(&self, page: u64) -> Extent {
-        match self.map.extent(page) {
+        match self.map.read().unwrap_or_else(PoisonError::into_inner).extent(page) {
             coppice_engine::Extent::Zero => Extent::Zero,
             coppice_engine::Extent::Stored(location) => Extent::Stored(FrameKey {
                 pack: location.frame.pack.0,
@@ -56,8 +72,29 @@ impl PageSource for EngineSource {
         }
     }
 
+    fn renew(&self, map: File) -> Result<(), SourceError> {
+        let renewed = Arc::new(read_map(&map)?);
+        if !renewed.shows_the_same_as(&self.map()) {
+            return Err(SourceError::OtherImage);
+        }
+        *self.map.write().unwrap_or_else(PoisonError::into_inner) = renewed;
+        Ok(())
+    }
+
     fn fetch(&self, page: u64, sink: &mut dyn FnMut(u64, &Page)) -> Result<Fetched, SourceError> {
-        let fetched = self.reader.fetch(&self.map, page, sink)?;
-        Ok(Fetched { bytes_read: fetched.bytes_read })
+        let mut map = self.map();
+        loop {
+            match self.reader.fetch(&map, page, sink) {
+                Ok(fetched) => return Ok(Fetched { bytes_read: fetched.bytes_read }),
+                // Its pack may have gone since the map was taken.
+                Err(error) => {
+                    let now = self.map();
+                    if Arc::ptr_eq(&map, &now) {
+                        return Err(error.into());
+                    }
+                    map = now;
+                }
+            }
+        }
     }
 }

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -143,6 +144,11 @@ impl Pool {
     /// What its image has at a page.
     pub(super) fn extent(&self, page: u64) -> Extent {
         self.source.extent(page)
+    }
+
+    /// Reads where this page map of its image says from now on.
+    pub(super) fn renew(&self, map: File) -> Result<(), SourceError> {
+        self.source.renew(map)
     }
 
     /// Makes a page resident, whoever needs it.

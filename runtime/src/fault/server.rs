@@ -130,6 +130,15 @@ impl Server {
                 Ok((PagerReply::Done, None))
             }
             PagerRequest::OpenPool { pool } => self.open_pool(pool, one(descriptors)?),
+            PagerRequest::RenewPool { pool } => {
+                let pool = self.pools.get(&pool).ok_or_else(|| unknown(&pool))?;
+                pool.renew(File::from(one(descriptors)?))?;
+                Ok((PagerReply::Done, None))
+            }
+            PagerRequest::ForgetPacks { packs } => {
+                self.library.forget_packs(&packs);
+                Ok((PagerReply::Done, None))
+            }
             PagerRequest::ClosePool { pool } => self.close_pool(pool),
             PagerRequest::Attach { machine, regions } => {
                 self.attach(machine, regions, one(descriptors)?)

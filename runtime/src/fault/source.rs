@@ -47,6 +47,9 @@ pub enum SourceError {
     /// A page map is longer than any that the engine makes.
     #[error("the page map has {0} bytes, more than any image needs")]
     PageMapTooLong(u64),
+    /// A page map is of another image than the one that it should replace.
+    #[error("the page map is of another image")]
+    OtherImage,
     /// The fetch ended without the page.
     #[error("the fetch of page {0} ended without it")]
     NotDelivered(u64),
@@ -81,6 +84,13 @@ pub trait PageSource: Send + Sync {
     /// answers from memory.
     fn extent(&self, page: u64) -> Extent;
 
+    /// Reads from now on where this page map of the same image says. What is
+    /// being fetched may still end where it began. Who has no packs has nowhere
+    /// else to read.
+    fn renew(&self, _map: File) -> Result<(), SourceError> {
+        Err(SourceError::OtherImage)
+    }
+
     /// Reads what one fetch yields and hands over verified pages: the one
     /// asked for first, then others of the same frame. If the page asked for
     /// cannot be had, that is the error, and nothing is handed over.
@@ -91,6 +101,9 @@ pub trait PageSource: Send + Sync {
 pub trait Library: Send + Sync {
     /// Takes over a pack. One that is known already is ignored.
     fn add_pack(&self, pack: u64, file: File);
+
+    /// Lets packs go that no image needs any more.
+    fn forget_packs(&self, _packs: &[u64]) {}
 
     /// Opens the image that a serialized page map describes.
     fn open(&self, map: File) -> Result<Arc<dyn PageSource>, SourceError>;

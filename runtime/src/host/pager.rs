@@ -14,6 +14,9 @@ use crate::protocol::{
     PoolStats, Region,
 };
 
+/// Packs named in one request.
+const PACKS_AT_ONCE: usize = 1024;
+
 /// Every pool and every attached machine with its counters.
 pub type PagerStats = (Vec<(PoolId, PoolStats)>, Vec<(MachineKey, MachineFaults)>);
 
@@ -60,6 +63,18 @@ impl Pager {
             (PagerReply::Pool, Some(memory)) => Ok(memory),
             _ => Err(self.peer.out_of_turn()),
         }
+    }
+
+    /// Says where the pages of a pool's image lie since a collection.
+    pub fn renew_pool(&self, pool: PoolId, page_map: BorrowedFd<'_>) -> Result<(), PeerError> {
+        self.done(&PagerRequest::RenewPool { pool }, &[page_map])
+    }
+
+    /// Closes packs that no pool needs any more.
+    pub fn forget_packs(&self, packs: &[u64]) -> Result<(), PeerError> {
+        packs.chunks(PACKS_AT_ONCE).try_for_each(|packs| {
+            self.done(&PagerRequest::ForgetPacks { packs: packs.to_vec() }, &[])
+        })
     }
 
     /// Makes an empty layer for a machine's pages and returns its memfd,

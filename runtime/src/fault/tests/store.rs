@@ -11,7 +11,7 @@ use coppice_engine::{ImageRef, IndexKind, PageMap, Settings, Store};
 
 use super::super::EngineLibrary;
 use super::fork::{Host, can_fault, shuffled};
-use crate::protocol::{PagerEvent, PagerReply, PagerRequest};
+use crate::protocol::{PagerEvent, PagerReply, PagerRequest, PoolId};
 use crate::sys::userfault::Userfault;
 
 const PAGES: u64 = 512;
@@ -115,16 +115,82 @@ fn a_flipped_byte_loses_its_pages_and_names_chunk_and_pack() {
     assert_eq!(fork.read(other), page(other));
 }
 
+/// Imports an image of these pages.
+fn import(store: &Store, dir: &Path, name: &str, pages: impl Iterator<Item = u64>) -> ImageRef {
+    let path = dir.join(name);
+    let mut file = File::create(&path).unwrap();
+    pages.for_each(|number| file.write_all(&page(number)).unwrap());
+    let input = File::open(&path).unwrap();
+    let options = coppice_engine::ImportOptions::default();
+    store.import(&input, name.parse().unwrap(), options, &mut |_| {}).unwrap();
+    store.lookup(name).unwrap().record.images[0].1
+}
+
+#[test]
+fn a_collection_moves_pages_under_machines_that_use_them() {
+    if !can_fault() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Settings { index: IndexKind::Memory, ..Settings::default() };
+    let store = Store::open(&dir.path().join("store"), &settings).unwrap();
+    // Both in one pack, of which a half dies.
+    import(&store, dir.path(), "large", 0..2 * PAGES);
+    let image = import(&store, dir.path(), "small", 0..PAGES);
+    let before = store.page_map(&image).unwrap();
+    let host = host_of(&store, &before);
+    let memory = host.open_pool_of(1, &before.to_bytes());
+    let fork = host.fork(1, 1, &memory);
+    assert_eq!(fork.read(1), page(1));
+
+    store.remove("large").unwrap();
+    store.gc(coppice_engine::GcOptions { dead_percent_min: 0, ..Default::default() }).unwrap();
+    let after = store.page_map(&image).unwrap();
+    let gone: Vec<u64> = before.packs().iter().map(|pack| pack.0).collect();
+    let live = store.packs().unwrap();
+    assert!(before.packs().iter().all(|pack| !live.contains(pack)), "the pack was not rewritten");
+    assert!(after.packs().iter().all(|pack| live.contains(pack)));
+    for pack in after.packs() {
+        let file = store.pack_file(*pack).unwrap();
+        let (reply, _) = host.call(&PagerRequest::AddPack { pack: pack.0 }, &[file.as_fd()]);
+        assert_eq!(reply, Ok(PagerReply::Done));
+    }
+    // While a machine reads, as it does in life.
+    std::thread::scope(|scope| {
+        let fork = &fork;
+        scope.spawn(move || {
+            for index in shuffled(PAGES, 7) {
+                assert_eq!(fork.read(index), page(index), "page {index}");
+            }
+        });
+        let renew = PagerRequest::RenewPool { pool: PoolId(1) };
+        let (reply, _) = host.call(&renew, &[table(&after.to_bytes()).as_fd()]);
+        assert_eq!(reply, Ok(PagerReply::Done));
+        let (reply, _) = host.call(&PagerRequest::ForgetPacks { packs: gone }, &[]);
+        assert_eq!(reply, Ok(PagerReply::Done));
+    });
+    // One of another image would show its machines other bytes.
+    let other = import(&store, dir.path(), "other", 1..=PAGES);
+    let other = store.page_map(&other).unwrap().to_bytes();
+    let renew = PagerRequest::RenewPool { pool: PoolId(1) };
+    let (reply, _) = host.call(&renew, &[table(&other).as_fd()]);
+    assert!(reply.unwrap_err().contains("another image"));
+}
+
+fn table(bytes: &[u8]) -> File {
+    let file = rustix::fs::memfd_create("map", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let mut file = File::from(file);
+    file.write_all(bytes).unwrap();
+    file
+}
+
 #[test]
 fn a_page_map_that_is_not_one_is_refused() {
     if !can_fault() {
         return;
     }
     let host = Host::with(Arc::new(EngineLibrary::default()));
-    let garbage = rustix::fs::memfd_create("map", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    let mut file = File::from(garbage);
-    file.write_all(&[7; 500]).unwrap();
-    let request = PagerRequest::OpenPool { pool: crate::protocol::PoolId(1) };
-    let (reply, _) = host.call(&request, &[file.as_fd()]);
+    let request = PagerRequest::OpenPool { pool: PoolId(1) };
+    let (reply, _) = host.call(&request, &[table(&[7; 500]).as_fd()]);
     assert!(reply.unwrap_err().contains("page map"));
 }

@@ -22,6 +22,11 @@ impl Supervisor {
         }
         let begun = Instant::now();
         let done = self.store.gc_with(options, &mut |at| report(step(at)))?;
+        if let Err(error) = self.pools.follow(&self.store) {
+            // The space comes back with the next collection, or with the next
+            // page server.
+            tracing::warn!(%error, "the page server still holds packs that were collected");
+        }
         Ok(Reply::Collected(Collected { report: done, seconds: begun.elapsed().as_secs_f64() }))
     }
 }

@@ -44,6 +44,8 @@ struct Open {
     pager: Option<Arc<Pager>>,
     pools: BTreeMap<PoolId, Arc<Pool>>,
     packs: BTreeSet<u64>,
+    /// In which packs the pages of each image's pool lie.
+    reads: BTreeMap<PoolId, BTreeSet<u64>>,
     next: u64,
 }
 
@@ -60,7 +62,7 @@ impl Pools {
         if let Some(pool) = open.pools.values().find(|pool| pool.image == Some(*image)) {
             return Ok(Arc::clone(pool));
         }
-        open.close_idle(pager);
+        open.close_idle();
         let pool = Arc::new(open.make(image, store, pager)?);
         open.pools.insert(pool.id, Arc::clone(&pool));
         Ok(pool)
@@ -81,6 +83,25 @@ impl Pools {
         let layer = Arc::new(Pool { id, image: None, memory, pager: Arc::clone(pager) });
         open.pools.insert(id, Arc::clone(&layer));
         Ok(layer)
+    }
+
+    /// Lets go what a collection has replaced, so that its space is free at
+    /// once: idle pools that read it are closed, and the others read elsewhere.
+    pub(crate) fn follow(&self, store: &Store) -> Result<()> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pager) = open.pager.clone() else { return Ok(()) };
+        let kept: BTreeSet<u64> = store.packs()?.iter().map(|pack| pack.0).collect();
+        let gone: BTreeSet<u64> = open.packs.difference(&kept).copied().collect();
+        for pool in open.readers_of(&gone) {
+            if users(&pool) > 1 || open.close(&pool).is_err() {
+                open.renew(&pool, store)?;
+            }
+        }
+        let read: BTreeSet<u64> = open.reads.values().flatten().copied().collect();
+        let unread: Vec<u64> = gone.difference(&read).copied().collect();
+        pager.forget_packs(&unread)?;
+        open.packs.retain(|pack| !unread.contains(pack));
+        Ok(())
     }
 
     /// Gives back the layers that nobody uses any more.
@@ -116,11 +137,27 @@ impl Open {
         if !self.pager.as_ref().is_some_and(|mine| Arc::ptr_eq(mine, pager)) {
             self.pools.clear();
             self.packs.clear();
+            self.reads.clear();
             self.pager = Some(Arc::clone(pager));
         }
     }
 
     fn make(&mut self, image: &ImageRef, store: &Store, pager: &Arc<Pager>) -> Result<Pool> {
+        let (table, packs) = self.page_map(image, store, pager)?;
+        let id = self.next_id()?;
+        let memory = pager.open_pool(id, table.as_fd())?;
+        self.reads.insert(id, packs);
+        Ok(Pool { id, image: Some(*image), memory, pager: Arc::clone(pager) })
+    }
+
+    /// Where the pages of an image lie now: the map as a file, and the packs,
+    /// which the page server has.
+    fn page_map(
+        &mut self,
+        image: &ImageRef,
+        store: &Store,
+        pager: &Arc<Pager>,
+    ) -> Result<(File, BTreeSet<u64>)> {
         let (map, packs) = store
             .page_map_with_packs(image, &|pack| self.packs.contains(&pack.0))
             .context("cannot locate the pages of an image")?;
@@ -128,12 +165,31 @@ impl Open {
             pager.add_pack(pack.0, file.as_fd())?;
             self.packs.insert(pack.0);
         }
-        let id = self.next_id()?;
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
         let mut table = File::from(rustix::fs::memfd_create("coppice-page-map", flags)?);
         table.write_all(&map.to_bytes())?;
-        let memory = pager.open_pool(id, table.as_fd())?;
-        Ok(Pool { id, image: Some(*image), memory, pager: Arc::clone(pager) })
+        Ok((table, map.packs().iter().map(|pack| pack.0).collect()))
+    }
+
+    /// The pools of images that have pages in these packs.
+    fn readers_of(&self, packs: &BTreeSet<u64>) -> Vec<Arc<Pool>> {
+        let reads = self.reads.iter().filter(|(_, read)| !read.is_disjoint(packs));
+        reads.filter_map(|(id, _)| self.pools.get(id).cloned()).collect()
+    }
+
+    fn renew(&mut self, pool: &Pool, store: &Store) -> Result<()> {
+        let Some(image) = pool.image else { return Ok(()) };
+        let (table, packs) = self.page_map(&image, store, &pool.pager)?;
+        pool.pager.renew_pool(pool.id, table.as_fd())?;
+        self.reads.insert(pool.id, packs);
+        Ok(())
+    }
+
+    fn close(&mut self, pool: &Pool) -> Result<(), PeerError> {
+        pool.pager.close_pool(pool.id)?;
+        self.reads.remove(&pool.id);
+        self.pools.remove(&pool.id);
+        Ok(())
     }
 
     fn next_id(&mut self) -> Result<PoolId> {
@@ -142,17 +198,14 @@ impl Open {
         Ok(id)
     }
 
-    fn close_idle(&mut self, pager: &Arc<Pager>) {
+    fn close_idle(&mut self) {
         let idle = |pool: &Arc<Pool>| pool.image.is_some() && users(pool) == 0;
-        let idle: Vec<PoolId> =
-            self.pools.iter().filter(|(_, pool)| idle(pool)).map(|(id, _)| *id).collect();
+        let idle: Vec<Arc<Pool>> = self.pools.values().filter(|pool| idle(pool)).cloned().collect();
         let excess = idle.len().saturating_sub(IDLE_POOLS_MAX);
-        for id in idle.into_iter().take(excess) {
-            if let Err(error) = pager.close_pool(id) {
-                tracing::warn!(pool = id.0, %error, "cannot close an idle pool");
-                continue;
+        for pool in idle.into_iter().take(excess) {
+            if let Err(error) = self.close(&pool) {
+                tracing::warn!(pool = pool.id.0, %error, "cannot close an idle pool");
             }
-            self.pools.remove(&id);
         }
     }
 }
