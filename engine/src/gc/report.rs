@@ -61,6 +61,7 @@ impl GcReport {
             repacked_packs: self.repacked_packs + next.repacked_packs,
             read_bytes: self.read_bytes + next.read_bytes,
             rewritten_bytes: self.rewritten_bytes + next.rewritten_bytes,
+            gathered_bytes: self.gathered_bytes + next.gathered_bytes,
             nodes_read: self.nodes_read + next.nodes_read,
             counted_anew: self.counted_anew || next.counted_anew,
             straightened_images: self.straightened_images + next.straightened_images,

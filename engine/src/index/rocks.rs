@@ -224,7 +224,8 @@ impl RocksIndex {
         }
     }
 
-    /// What is asked of the packs that only memory has, if there are any.
+    /// What is asked of the packs that only memory has, if there are any. While
+    /// the database is held, so that none goes over to it unseen.
     fn late<T: Default>(
         &self,
         ask: impl FnOnce(&MemIndex) -> Result<T, StoreError>,
@@ -355,18 +356,19 @@ fn places_before(db: &DB, pack: &DurablePack) -> Result<HashMap<ObjectKey, Place
 
 impl Index for RocksIndex {
     fn get_many(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Place>>, StoreError> {
-        let mut found: Vec<Option<Place>> = self.reading(|db| {
-            let keys = keys.iter().map(|key| &key.0);
-            let found = db.batched_multi_get_cf(family(db, ENTRIES), keys, false);
+        self.reading(|db| {
+            let bytes = keys.iter().map(|key| &key.0);
+            let found = db.batched_multi_get_cf(family(db, ENTRIES), bytes, false);
             let decode = |value: Result<Option<rocksdb::DBPinnableSlice<'_>>, rocksdb::Error>| {
                 value.map_err(failed)?.map(|bytes| decode_place(&bytes)).transpose()
             };
-            found.into_iter().map(decode).collect()
-        })?;
-        for (place, late) in found.iter_mut().zip(self.late(|late| late.get_many(keys))?) {
-            *place = late.max(*place);
-        }
-        Ok(found)
+            let mut found: Vec<Option<Place>> =
+                found.into_iter().map(decode).collect::<Result<_, StoreError>>()?;
+            for (place, late) in found.iter_mut().zip(self.late(|late| late.get_many(keys))?) {
+                *place = late.max(*place);
+            }
+            Ok(found)
+        })
     }
 
     fn publish(&self, pack: &DurablePack) -> Result<(), StoreError> {
@@ -414,16 +416,17 @@ impl Index for RocksIndex {
     }
 
     fn packs(&self) -> Result<Vec<(PackId, PackSummary)>, StoreError> {
-        let mut packs: BTreeMap<PackId, PackSummary> = self.reading(|db| {
+        self.reading(|db| {
             let all = db.iterator_cf(family(db, PACKS), IteratorMode::Start);
-            all.map(|item| {
+            let decoded = all.map(|item| {
                 let (key, value) = item.map_err(failed)?;
                 decode_pack(&key, &value)
-            })
-            .collect()
-        })?;
-        packs.extend(self.late(|late| late.packs())?);
-        Ok(packs.into_iter().collect())
+            });
+            let mut packs: BTreeMap<PackId, PackSummary> =
+                decoded.collect::<Result<_, StoreError>>()?;
+            packs.extend(self.late(|late| late.packs())?);
+            Ok(packs.into_iter().collect())
+        })
     }
 
     fn clear(&self) -> Result<(), StoreError> {
@@ -446,9 +449,8 @@ impl Index for RocksIndex {
                 let (key, value) = item.map_err(failed)?;
                 visit(decode_key(&key)?, decode_place(&value)?)?;
             }
-            Ok(())
-        })?;
-        self.late(|late| late.for_each(visit))
+            self.late(|late| late.for_each(visit))
+        })
     }
 
     fn distrust(&self, keys: &[ObjectKey]) -> Result<(), StoreError> {

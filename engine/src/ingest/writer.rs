@@ -112,9 +112,11 @@ impl<'s> ImageWriter<'s> {
             return Err(StoreError::PageOrder { page: first_page, next: self.next_page, pages });
         };
         let part = &mut self.part;
-        self.gatherer.finish(&mut |batch| part.store(&batch))?;
+        let flushed = self.gatherer.finish(&mut |batch| part.store(&batch));
+        part.sink.note(flushed)?;
         self.next_page = end;
-        part.tree.clear(first_page..end, part.sink)
+        let cleared = part.tree.clear(first_page..end, part.sink);
+        part.sink.note(cleared)
     }
 
     /// How long the image is in bytes; nothing while it grows.

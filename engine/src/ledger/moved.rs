@@ -36,6 +36,7 @@ impl Ledger<'_> {
         for (new, before) in moves {
             let key = self.depot.directory(new.pack)?.key(new.entry).ok_or(StoreError::Ledger)?;
             self.add_copy(key, before)?;
+            self.spill()?;
         }
         nodes.into_iter().try_for_each(|place| self.restate(place))
     }

@@ -75,6 +75,7 @@ impl Ledger<'_> {
                     self.add_copy(*key, Place { pack, entry: EntryNo(entry) })?;
                 }
             }
+            self.spill()?;
         }
         Ok(())
     }
@@ -163,6 +164,7 @@ impl Ledger<'_> {
                 older.places.retain(|place| place.pack != pack);
                 older.is_changed |= older.places.len() != before;
             }
+            self.spill()?;
         }
         Ok(())
     }

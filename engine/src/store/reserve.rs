@@ -38,8 +38,12 @@ pub(super) fn keep(disk: &dyn Disk) {
 fn try_keep(disk: &dyn Disk) -> std::io::Result<()> {
     let Some(Room { capacity, available }) = disk.room()? else { return Ok(()) };
     let Some(len) = wanted(capacity) else { return Ok(()) };
-    if available < 2 * len || disk.list("")?.iter().any(|file| file.name == PATH) {
-        return Ok(());
+    match disk.list("")?.iter().find(|file| file.name == PATH) {
+        Some(file) if file.len >= len => return Ok(()),
+        _ if available < 2 * len => return Ok(()),
+        // Whoever made it ended before it had its room.
+        Some(_) => disk.remove(PATH)?,
+        None => {}
     }
     disk.set_aside(PATH, len)
 }
@@ -53,6 +57,10 @@ fn give_back(disk: &dyn Disk) -> bool {
     given
 }
 
+fn has_room(disk: &dyn Disk) -> bool {
+    disk.room().ok().flatten().is_some_and(|room| room.available >= LEN_MIN)
+}
+
 /// Does something that must be possible on a full disk: with the room that was
 /// set aside if there is no other.
 pub(super) fn with<T>(
@@ -60,7 +68,10 @@ pub(super) fn with<T>(
     mut work: impl FnMut() -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
     match work() {
-        Err(error) if error.kind() == ErrorKind::NoSpace && give_back(disk) => work(),
+        // Somebody else may just have given it back.
+        Err(error) if error.kind() == ErrorKind::NoSpace && (give_back(disk) || has_room(disk)) => {
+            work()
+        }
         done => done,
     }
 }
