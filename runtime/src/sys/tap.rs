@@ -122,7 +122,17 @@ impl Tap {
     pub fn bring_up(&self) -> Result<(), TapError> {
         let step = |step| move |source| TapError::Step { name: self.name.clone(), step, source };
         let control = control().map_err(step("open a control socket"))?;
-        bring_up(&control, &self.name)?.map_err(step("bring it up"))
+        set_up(&control, &self.name, true)?.map_err(step("bring it up"))
+    }
+
+    /// Lets no frames through.
+    ///
+    /// # Errors
+    /// As [`Tap::open`].
+    pub fn take_down(&self) -> Result<(), TapError> {
+        let step = |step| move |source| TapError::Step { name: self.name.clone(), step, source };
+        let control = control().map_err(step("open a control socket"))?;
+        set_up(&control, &self.name, false)?.map_err(step("take it down"))
     }
 
     /// Its name on the host.
@@ -141,11 +151,16 @@ fn control() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)?)
 }
 
-fn bring_up(control: &OwnedFd, name: &str) -> Result<io::Result<()>, TapError> {
+/// Does nothing where nothing is to be done, which needs no privilege.
+fn set_up(control: &OwnedFd, name: &str, is_up: bool) -> Result<io::Result<()>, TapError> {
     let mut request = Request::new(name, 0)?;
     Ok(call(control, SIOCGIFFLAGS, &mut request).and_then(|()| {
-        let flags = request.value() & 0xffff | u32::from(UP);
-        request.value[..4].copy_from_slice(&flags.to_le_bytes());
+        let flags = request.value() & 0xffff;
+        let wanted = if is_up { flags | u32::from(UP) } else { flags & !u32::from(UP) };
+        if flags == wanted {
+            return Ok(());
+        }
+        request.value[..4].copy_from_slice(&wanted.to_le_bytes());
         call(control, SIOCSIFFLAGS, &mut request)
     }))
 }
@@ -186,7 +201,11 @@ mod tests {
         };
         let folder = std::path::Path::new("/sys/class/net").join(tap.name());
         assert!(folder.exists());
-        tap.bring_up().unwrap();
+        let flags = || std::fs::read_to_string(folder.join("flags")).unwrap();
+        for (set, last) in [(true, "3"), (true, "3"), (false, "2"), (false, "2")] {
+            if set { tap.bring_up() } else { tap.take_down() }.unwrap();
+            assert!(flags().trim().ends_with(last), "{}", flags());
+        }
         let mut frame = [0; 2000];
         // Whatever the host says by itself, nothing blocks.
         drop(std::io::Read::read(&mut tap.file(), &mut frame));

@@ -79,7 +79,10 @@ pub(crate) fn renew(machine: &Machine) -> Result<u64> {
             Err(_) => std::thread::sleep(RETRY),
         }
     };
-    net::plug(&live.nets)?;
+    if let Err(error) = net::plug(&live.nets) {
+        // The machine goes on without; that must not keep anyone from it.
+        tracing::warn!(machine = machine.name, %error, "no network");
+    }
     *renewed = wanted;
     Ok(wanted)
 }
@@ -132,9 +135,14 @@ fn renew_once(
 /// The agent listens only to callers with its generation, so a guest that
 /// nobody has talked to yet renews first.
 fn ask_to_shut_down(live: &Live, machine: &Machine) -> Result<()> {
-    // Whoever holds it waits for an agent that does not answer.
-    let Ok(mut renewed) = machine.identity.renewed.try_lock() else {
-        bail!("its agent does not answer");
+    let begun = Instant::now();
+    let mut renewed = loop {
+        match machine.identity.renewed.try_lock() {
+            Ok(renewed) => break renewed,
+            // Whoever holds it waits for an agent that may not answer.
+            Err(_) if begun.elapsed() > SHUTDOWN_LIMIT => bail!("its agent does not answer"),
+            Err(_) => std::thread::sleep(RETRY),
+        }
     };
     let wanted = machine.identity.wanted.load(Ordering::Acquire);
     if *renewed != wanted {

@@ -48,6 +48,11 @@ pub(crate) fn plug(nets: &[Net]) -> Result<()> {
     nets.iter().try_for_each(|net| Ok(net.tap.bring_up()?))
 }
 
+/// Keeps all cables out until [`plug`].
+pub(crate) fn unplug(nets: &[Net]) -> Result<()> {
+    nets.iter().try_for_each(|net| Ok(net.tap.take_down()?))
+}
+
 /// The address as people write it.
 pub(crate) fn spell(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")

@@ -14,6 +14,9 @@ use crate::sys::event::descriptor;
 
 /// Frames moved in one direction before the other has its turn.
 const TURN: usize = 64;
+/// Who has something, in events.
+const QUEUES: u64 = 0;
+const LINK: u64 = 1;
 /// Where the header says in how many buffers the frame lies.
 const BUFFERS_AT: usize = 10;
 
@@ -52,9 +55,9 @@ impl Thread {
     fn new(transport: Arc<Transport>, link: OwnedFd) -> Result<Self, Errno> {
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         for event in transport.notify() {
-            epoll::add(&poll, descriptor(event), EventData::new_u64(0), EventFlags::IN)?;
+            epoll::add(&poll, descriptor(event), EventData::new_u64(QUEUES), EventFlags::IN)?;
         }
-        epoll::add(&poll, link.as_fd(), EventData::new_u64(1), EventFlags::empty())?;
+        epoll::add(&poll, link.as_fd(), EventData::new_u64(LINK), EventFlags::empty())?;
         Ok(Self {
             transport,
             link: Some(link),
@@ -73,6 +76,14 @@ impl Thread {
             if let Err(errno) = wait(&self.poll, &mut events) {
                 tracing::error!("network: epoll: {errno}");
                 return;
+            }
+            let gone = EventFlags::ERR | EventFlags::HUP;
+            // Copied out of a packed structure.
+            let is_gone = |&epoll::Event { flags, data }: &epoll::Event| {
+                data.u64() == LINK && flags.intersects(gone)
+            };
+            if events.iter().any(is_gone) {
+                self.unplug();
             }
             self.transport.notify().iter().for_each(drain);
         }
@@ -184,8 +195,12 @@ impl Thread {
 
     /// The link is gone for good; the machine goes on without.
     fn unplug(&mut self) {
+        let Some(link) = self.link.take() else { return };
         tracing::warn!("network: the link is gone");
-        self.link = None;
+        // Others may hold it open, and then it would go on being told.
+        if let Err(errno) = epoll::delete(&self.poll, link.as_fd()) {
+            tracing::warn!("network: epoll: {errno}");
+        }
     }
 
     /// Waits for frames unless one waits for the driver already.
@@ -194,7 +209,7 @@ impl Thread {
         let wanted = self.held.is_none() && self.transport.active();
         if wanted != self.watches {
             let flags = if wanted { EventFlags::IN } else { EventFlags::empty() };
-            match epoll::modify(&self.poll, link.as_fd(), EventData::new_u64(1), flags) {
+            match epoll::modify(&self.poll, link.as_fd(), EventData::new_u64(LINK), flags) {
                 Ok(()) => self.watches = wanted,
                 Err(errno) => tracing::warn!("network: epoll: {errno}"),
             }
