@@ -44,9 +44,11 @@ impl Supervisor {
         let begun = Instant::now();
         let name = name.map(|name| self.free_name(name)).transpose()?;
         let shown = name.as_ref().map(ToString::to_string);
-        let (stored, lineage, pause_us) = self.capture_as(machine, name)?;
-        self.grow(machine, lineage);
+        let captured = self.capture_as(machine, name);
+        // One that failed holds no layer any more either.
         self.pools.close_layers();
+        let (stored, lineage, pause_us) = captured?;
+        self.grow(machine, lineage);
         Ok(Captured {
             id: stored.committed.id.to_string(),
             name: shown,

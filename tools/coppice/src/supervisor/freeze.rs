@@ -67,7 +67,12 @@ impl Supervisor {
     pub(crate) fn freeze(&self, machine: &Machine, live: &Live) -> Result<Frozen> {
         let memory = memory_of(live, machine)?;
         let descriptors = [live.built.pagemap.as_fd(), live.built.memory.as_fd()];
-        let layer = self.pools.open_layer(&live.pager, machine.key, &memory, descriptors)?;
+        let layer = self.pools.open_layer(
+            &live.pager,
+            machine.key,
+            &memory,
+            (live.memory.pools(), descriptors),
+        )?;
         let was_running = machine.state() == State::Running;
         let begun = std::time::Instant::now();
         if was_running {
@@ -79,10 +84,6 @@ impl Supervisor {
         }
         let pause_us = if was_running { u64::try_from(begun.elapsed().as_micros())? } else { 0 };
         let (instant, state) = stopped?;
-        let mut layers = lock(&machine.layers);
-        layers.retain(|layer| layer.strong_count() > 1);
-        layers.push(Arc::downgrade(&layer));
-        drop(layers);
         let runs = live.pager.layer_runs(layer.id)?;
         let disks = lock(&live.disks).iter().map(|stack| stack.frozen.clone()).collect();
         Ok(Frozen { instant, state, layer, runs, disks, pause_us })
@@ -95,6 +96,11 @@ impl Supervisor {
         layer: &Arc<Pool>,
     ) -> Result<(Instant, Vec<u8>)> {
         live.pager.freeze(layer.id, room_pages()?)?;
+        // Before it goes on, so that nobody ends it unaware of this.
+        let mut layers = lock(&machine.layers);
+        layers.retain(|layer| layer.strong_count() > 1);
+        layers.push(Arc::downgrade(layer));
+        drop(layers);
         self.freeze_disks(machine, live)
     }
 

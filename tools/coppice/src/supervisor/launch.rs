@@ -110,18 +110,25 @@ impl Supervisor {
         let begun = Instant::now();
         let Some(machine) = machine else {
             let template = self.template(&self.entry_for_start(fork)?, fork, None)?;
-            let machines = self.make_or_none(&template, fork, begun, report)?;
+            let reserved = self.reserve_for(fork)?;
+            let machines = self.make_or_none(&template, (fork, reserved), begun, report)?;
             return Ok(Forked { machines, parent_pause_us: 0 });
         };
         let cables = (machine.nets.len(), fork.count);
         let nets = net::of_forks(&fork.source, cables, &fork.nets, Some(&machine.nets))?;
+        // Names that are taken are no reason to freeze anything.
+        let reserved = self.reserve_for(fork)?;
         if let Some(frozen) = self.freeze_for_fork(&machine)? {
-            return self.fork_live(&machine, frozen, (fork, nets), begun, report);
+            let forked = self.fork_live(&machine, frozen, (fork, reserved, nets), begun, report);
+            if forked.is_err() {
+                self.pools.close_layers();
+            }
+            return forked;
         }
         let captured = self.capture(&machine, None)?;
         let template =
             self.template(&self.store.lookup(&captured.id)?, fork, Some(&machine.nets))?;
-        let machines = self.make_or_none(&template, fork, begun, report)?;
+        let machines = self.make_or_none(&template, (fork, reserved), begun, report)?;
         Ok(Forked { machines, parent_pause_us: captured.pause_us })
     }
 
@@ -131,7 +138,7 @@ impl Supervisor {
         self: &Arc<Self>,
         parent: &Arc<Machine>,
         frozen: (Frozen, Descent),
-        (fork, nets): (&Fork, Vec<Cable>),
+        (fork, reserved, nets): (&Fork, Vec<Reserved<'_>>, Vec<Cable>),
         begun: Instant,
         report: &mut dyn FnMut(Progress),
     ) -> Result<Forked> {
@@ -152,7 +159,7 @@ impl Supervisor {
         drop(live);
         let trunk = Arc::new(Trunk::new(parent, descent, frozen));
         template.descent = Descent::Live(Arc::clone(&trunk));
-        let machines = self.make_or_none(&template, fork, begun, report);
+        let machines = self.make_or_none(&template, (fork, reserved), begun, report);
         drop(template);
         let machines = machines?;
         let me = Arc::clone(self);
@@ -168,12 +175,12 @@ impl Supervisor {
     fn make_or_none(
         &self,
         template: &Template,
-        fork: &Fork,
+        what: (&Fork, Vec<Reserved<'_>>),
         begun: Instant,
         report: &mut dyn FnMut(Progress),
     ) -> Result<Vec<Ready>> {
         let mut machines = Vec::new();
-        if let Err(error) = self.make_all(template, fork, begun, &mut machines, report) {
+        if let Err(error) = self.make_all(template, what, begun, &mut machines, report) {
             // All or nothing: nobody is told the names of a part.
             for made in machines {
                 if let Err(error) = self.remove_machine(&made.name, true) {
@@ -188,12 +195,12 @@ impl Supervisor {
     fn make_all(
         &self,
         template: &Template,
-        fork: &Fork,
+        (fork, reserved): (&Fork, Vec<Reserved<'_>>),
         begun: Instant,
         made: &mut Vec<Ready>,
         report: &mut dyn FnMut(Progress),
     ) -> Result<()> {
-        for reserved in self.reserve_for(fork)? {
+        for reserved in reserved {
             // The first is timed from the request; each later one from the
             // moment its turn came.
             let begun = if made.is_empty() { begun } else { Instant::now() };
@@ -360,6 +367,9 @@ impl Supervisor {
             .map(|(index, (disk, frozen))| Stack::new(machine, index, disk.len, frozen))
             .collect::<Result<Vec<Stack>>>()?;
         let nets = template.nets.iter().map(Net::new).collect::<Result<Vec<Net>>>()?;
+        if let Origin::Instant { .. } = template.origin {
+            net::unplug(&nets)?;
+        }
         let vmm = self.spawn_vmm(machine, &log)?;
         let built = build(&vmm, template, &console, (&disks, &nets))?;
         let pager = attach(self, machine, template, &built)?;

@@ -62,10 +62,19 @@ pub(crate) struct Lineage {
     pub(crate) disks: Vec<ImageRef>,
     /// Keeps these images from being collected: the next capture builds on
     /// them. `None` once there will be no other capture.
+    #[expect(dead_code, reason = "what counts is when it is dropped")]
     pub(crate) lease: Option<Arc<Lease>>,
     /// When it was: the images have the blocks of overlays that were frozen
     /// until then.
     pub(crate) instant: Instant,
+}
+
+impl Lineage {
+    /// Of a machine that will not be captured again.
+    pub(crate) fn ended() -> Self {
+        let (snapshot, memory, disks) = (None, None, Vec::new());
+        Self { snapshot, memory, disks, lease: None, instant: Instant(0) }
+    }
 }
 
 /// What a machine continues.
@@ -167,7 +176,8 @@ impl Machine {
     /// from it must not lose pages to its end. That does not depend on the
     /// guest.
     pub(crate) fn finish_layers(&self) {
-        let layers = std::mem::take(&mut *lock(&self.layers));
+        // Not taken out: others wait for the same before they end the process.
+        let layers = lock(&self.layers).clone();
         for layer in layers.iter().filter_map(Weak::upgrade) {
             // What went wrong is told to those who need the layer.
             drop(layer.pager.wait_for_layer(layer.id));

@@ -67,8 +67,9 @@ impl MemoryMap {
         self.pools.get(usize::try_from(self.pieces[at].pool).ok()?)
     }
 
-    /// How many layers of live machines are among the pools.
+    /// How many layers of live machines lie on each other, also where none of
+    /// those below is to be seen.
     pub(crate) fn layers(&self) -> usize {
-        self.pools.iter().filter(|pool| pool.image.is_none()).count()
+        self.pools.iter().map(|pool| pool.layers).max().unwrap_or(0)
     }
 }

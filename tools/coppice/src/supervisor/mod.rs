@@ -47,7 +47,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 pub(crate) use launch::{FORKS, MEMORY_MIB, VCPUS};
-use machine::{Descent, Machine, State, lock};
+use machine::{Descent, Lineage, Machine, State, lock};
 use paths::Paths;
 use pools::Pools;
 use table::Table;
@@ -280,9 +280,7 @@ impl Supervisor {
         machine.finish_layers();
         live.vmm.kill();
         // No other capture will build on them.
-        if let Descent::Stored(lineage) = &mut *lock(&machine.descent) {
-            lineage.lease = None;
-        }
+        *lock(&machine.descent) = Descent::Stored(Lineage::ended());
         match self.running_pager().map(|pager| pager.detach(machine.key)) {
             Some(Ok(faults)) => *lock(&machine.last_faults) = Some(faults),
             Some(Err(error)) => tracing::warn!(machine = machine.name, %error, "detach"),

@@ -29,6 +29,11 @@ pub(crate) struct Pool {
     pub(crate) memory: OwnedFd,
     /// The page server that fills it.
     pub(crate) pager: Arc<Pager>,
+    /// How many layers lie on each other here; none for an image.
+    pub(crate) layers: usize,
+    /// The pools that the page server fills a layer's gaps from. They must stay
+    /// as long as the layer does, though no machine maps them.
+    _below: Vec<Arc<Pool>>,
 }
 
 /// All open pools.
@@ -74,13 +79,15 @@ impl Pools {
         pager: &Arc<Pager>,
         machine: MachineKey,
         memory: &Range<u64>,
-        descriptors: [BorrowedFd<'_>; 2],
+        (below, descriptors): (&[Arc<Pool>], [BorrowedFd<'_>; 2]),
     ) -> Result<Arc<Pool>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.belong_to(pager);
         let id = open.next_id()?;
         let memory = pager.open_layer(id, machine, memory, descriptors)?;
-        let layer = Arc::new(Pool { id, image: None, memory, pager: Arc::clone(pager) });
+        let layers = 1 + below.iter().map(|pool| pool.layers).max().unwrap_or(0);
+        let (pager, below) = (Arc::clone(pager), below.to_vec());
+        let layer = Arc::new(Pool { id, image: None, memory, pager, layers, _below: below });
         open.pools.insert(id, Arc::clone(&layer));
         Ok(layer)
     }
@@ -93,8 +100,12 @@ impl Pools {
         let kept: BTreeSet<u64> = store.packs()?.iter().map(|pack| pack.0).collect();
         let gone: BTreeSet<u64> = open.packs.difference(&kept).copied().collect();
         for pool in open.readers_of(&gone) {
-            if users(&pool) > 1 || open.close(&pool).is_err() {
-                open.renew(&pool, store)?;
+            // Of an image that the store has no more, all stays as it is: who
+            // uses the pool reads on from the packs that it knows.
+            if (users(&pool) > 1 || open.close(&pool).is_err())
+                && let Err(error) = open.renew(&pool, store)
+            {
+                tracing::warn!(pool = pool.id.0, %error, "it keeps packs that were collected");
             }
         }
         let read: BTreeSet<u64> = open.reads.values().flatten().copied().collect();
@@ -107,16 +118,8 @@ impl Pools {
     /// Gives back the layers that nobody uses any more.
     pub(crate) fn close_layers(&self) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let unused = |pool: &Arc<Pool>| pool.image.is_none() && users(pool) == 0;
-        let unused: Vec<Arc<Pool>> =
-            open.pools.values().filter(|pool| unused(pool)).cloned().collect();
-        for layer in unused {
-            match layer.pager.close_pool(layer.id) {
-                Ok(()) | Err(PeerError::Gone { .. }) => drop(open.pools.remove(&layer.id)),
-                // A machine that used it is not detached yet.
-                Err(error) => tracing::debug!(layer = layer.id.0, %error, "kept"),
-            }
-        }
+        // One that is gone may have been the last user of those below it.
+        while open.close_unused_layers() > 0 {}
     }
 
     /// Every open pool with the number of its users.
@@ -147,7 +150,8 @@ impl Open {
         let id = self.next_id()?;
         let memory = pager.open_pool(id, table.as_fd())?;
         self.reads.insert(id, packs);
-        Ok(Pool { id, image: Some(*image), memory, pager: Arc::clone(pager) })
+        let pager = Arc::clone(pager);
+        Ok(Pool { id, image: Some(*image), memory, pager, layers: 0, _below: Vec::new() })
     }
 
     /// Where the pages of an image lie now: the map as a file, and the packs,
@@ -169,6 +173,22 @@ impl Open {
         let mut table = File::from(rustix::fs::memfd_create("coppice-page-map", flags)?);
         table.write_all(&map.to_bytes())?;
         Ok((table, map.packs().iter().map(|pack| pack.0).collect()))
+    }
+
+    /// Closes the layers that nobody uses; returns how many those were.
+    fn close_unused_layers(&mut self) -> usize {
+        let unused = |pool: &Arc<Pool>| pool.image.is_none() && users(pool) == 0;
+        let unused: Vec<Arc<Pool>> =
+            self.pools.values().filter(|pool| unused(pool)).cloned().collect();
+        let before = self.pools.len();
+        for layer in unused {
+            match layer.pager.close_pool(layer.id) {
+                Ok(()) | Err(PeerError::Gone { .. }) => drop(self.pools.remove(&layer.id)),
+                // A machine that used it is not detached yet.
+                Err(error) => tracing::debug!(layer = layer.id.0, %error, "kept"),
+            }
+        }
+        before - self.pools.len()
     }
 
     /// The pools of images that have pages in these packs.
