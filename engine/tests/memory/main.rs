@@ -1,7 +1,8 @@
 //! An ingest takes a bounded amount of memory whatever the input, RocksDB
 //! included: 2 GiB by default, with `COPPICE_LONG` 100 GiB.
 //!
-//! A program of its own, because what is measured is the peak of a process.
+//! A program of its own, because what is measured is the peak of a process;
+//! with as many heaps as the program that owns a store has.
 
 #![cfg(feature = "rocksdb")]
 
@@ -106,6 +107,8 @@ fn an_ingest_takes_bounded_memory() {
         .args(["--exact", "the_ingest", "--ignored", "--nocapture"])
         .env(FOLDER, folder.path())
         .env(MIB, mib.to_string())
+        // As the supervisor has it.
+        .env("MALLOC_ARENA_MAX", "2")
         .output()
         .expect("the ingest begins");
     let said = String::from_utf8_lossy(&output.stdout);

@@ -3,6 +3,7 @@
 
 pub mod channel;
 pub(crate) mod event;
+pub mod heap;
 pub mod kick;
 pub(crate) mod kvm;
 pub(crate) mod mapping;

@@ -85,6 +85,7 @@ pub(crate) struct Supervisor {
 
 /// Serves until it is told to end, or nobody needs it.
 pub(crate) fn serve(paths: Paths, background: bool, zstd_level: i32) -> Result<()> {
+    coppice_runtime::sys::heap::share_arenas();
     // Keys typed for the command that started it are not meant for it.
     if background && rustix::process::setsid().is_err() {
         tracing::debug!("already the leader of a session");
