@@ -1,6 +1,6 @@
 //! The page server's process, as the supervisor sees it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -88,6 +88,7 @@ impl Pager {
     ) -> Result<OwnedFd, PeerError> {
         let (address, len) = (memory.start, memory.end.saturating_sub(memory.start));
         let request = PagerRequest::OpenLayer { layer, machine, address, len };
+        self.layers.lock().open.insert(layer);
         let (reply, mut received) = self.peer.call(&request, &descriptors)?;
         match (reply, received.pop()) {
             (PagerReply::Pool, Some(memory)) => Ok(memory),
@@ -120,6 +121,8 @@ impl Pager {
                 Some(None) => return Ok(()),
                 Some(Some(reason)) => return Err(self.peer.refused(reason.clone())),
                 None if done.closed => return Err(self.peer.gone()),
+                // It was closed: who needed it has had it.
+                None if !done.open.contains(&layer) => return Ok(()),
                 None => done = self.layers.wait(done),
             }
         }
@@ -128,7 +131,11 @@ impl Pager {
     /// Forgets a pool or a layer that no machine uses.
     pub fn close_pool(&self, pool: PoolId) -> Result<(), PeerError> {
         self.done(&PagerRequest::ClosePool { pool }, &[])?;
-        self.layers.lock().layers.remove(&pool);
+        let mut done = self.layers.lock();
+        done.layers.remove(&pool);
+        if done.open.remove(&pool) {
+            self.layers.changed.notify_all();
+        }
         Ok(())
     }
 
@@ -180,6 +187,8 @@ struct Layers {
 #[derive(Debug, Default)]
 struct Done {
     layers: BTreeMap<PoolId, Option<String>>,
+    /// Layers that are not closed.
+    open: BTreeSet<PoolId>,
     /// No more news will come.
     closed: bool,
 }

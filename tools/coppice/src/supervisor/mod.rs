@@ -277,7 +277,10 @@ impl Supervisor {
     /// for a page that never comes.
     fn release(&self, machine: &Machine) {
         let _releasing = lock(&machine.releasing);
-        let Some(live) = lock(&machine.live).take() else { return };
+        let Some(live) = lock(&machine.live).take() else {
+            // Whoever let it go may have left the last user of a layer to us.
+            return self.pools.close_layers();
+        };
         machine.finish_layers();
         live.vmm.kill();
         // No other capture will build on them.

@@ -125,7 +125,11 @@ impl Pools {
     /// Every open pool with the number of its users.
     pub(crate) fn list(&self) -> Vec<(Arc<Pool>, u64)> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.pools.values().map(|pool| (Arc::clone(pool), users(pool))).collect()
+        let counted = |pool: &Arc<Pool>| {
+            let users = users(pool);
+            (Arc::clone(pool), users)
+        };
+        open.pools.values().map(counted).collect()
     }
 }
 

@@ -94,6 +94,8 @@ fn answer_on_thread(
         if let Err(error) = converse(&supervisor, &Channel::new(socket)) {
             tracing::debug!(%error, "a caller left");
         }
+        // The request may have been the last user of a layer.
+        supervisor.pools.close_layers();
         *lock(&supervisor.last_request) = Instant::now();
         counted.fetch_sub(1, Ordering::AcqRel);
     });
