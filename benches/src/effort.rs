@@ -88,6 +88,14 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
+    /// The next number below a limit, which is not 0.
+    ///
+    /// # Errors
+    /// If a number does not fit.
+    pub fn below(&mut self, limit: usize) -> Result<usize> {
+        Ok(usize::try_from(self.number() % u64::try_from(limit)?)?)
+    }
+
     /// Fills bytes.
     pub fn fill(&mut self, bytes: &mut [u8]) {
         for word in bytes.chunks_mut(8) {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use coppice_benches::effort::{Random, thread_cpu_ns};
 use coppice_engine::{
     CommitOptions, GcOptions, GcReport, ImageRef, PAGE_LEN, Role, Settings, SnapshotId,
     SnapshotRecord, Store,
@@ -47,22 +48,6 @@ const LISTED: usize = 4;
 /// How long the ingest rests between two images.
 const REST: Duration = Duration::from_millis(50);
 
-/// A small generator; the same seed gives the same numbers.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: usize) -> Result<usize> {
-        Ok(usize::try_from(self.next() % u64::try_from(limit)?)?)
-    }
-}
-
 /// Makes images that have no page in common.
 struct Maker<'s> {
     store: &'s Store,
@@ -80,9 +65,7 @@ impl Maker<'_> {
         let mut page = [0; PAGE_LEN];
         for number in (0..self.pages).step_by(step) {
             // Half of it compresses, as memory does.
-            for word in page[..PAGE_LEN / 2].as_chunks_mut::<8>().0 {
-                *word = self.random.next().to_le_bytes();
-            }
+            self.random.fill(&mut page[..PAGE_LEN / 2]);
             writer.write(u64::try_from(number)?, &page)?;
         }
         let images = vec![(Role::Memory, writer.finish()?)];
@@ -101,12 +84,6 @@ fn median(mut values: Vec<f64>) -> f64 {
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
 fn ratio(one: u64, other: u64) -> f64 {
     one as f64 / other.max(1) as f64
-}
-
-/// Time that this thread had a CPU, in microseconds.
-fn thread_us() -> Result<u64> {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Ok(u64::try_from(time.tv_sec * 1_000_000 + time.tv_nsec / 1000)?)
 }
 
 /// Reads of one window.
@@ -129,7 +106,7 @@ impl Window {
 
 /// Reads single pages until told to stop.
 fn read_on(store: &Store, images: &[ImageRef], stop: &AtomicBool) -> Result<Vec<u64>> {
-    let mut random = Random(0x1234_5678_9abc_def1);
+    let mut random = Random::new(0x1234_5678_9abc_def1);
     let mut readers = images.iter().map(|at| store.reader(at)).collect::<Result<Vec<_>, _>>()?;
     let mut reads = Vec::new();
     let mut page = [0; PAGE_LEN];
@@ -198,7 +175,7 @@ fn window(
 
 fn beside(folder: &Path, options: &Options) -> Result<Value> {
     let store = Store::open(folder, &Settings::default())?;
-    let random = Random(0x9e37_79b9_7f4a_7c15);
+    let random = Random::new(0x9e37_79b9_7f4a_7c15);
     let mut maker = Maker { store: &store, random, pages: options.pages };
     let images = (0..KEPT).map(|_| Ok(maker.image(None)?.0)).collect::<Result<Vec<_>>>()?;
     let length = Duration::from_millis(options.window);
@@ -244,27 +221,27 @@ struct Grown {
 impl Grown {
     fn make(folder: &Path, images: usize, pages: usize) -> Result<Self> {
         let store = Store::open(&folder.join(format!("{images}")), &Settings::default())?;
-        let random = Random(0x0dd0_5eed);
+        let random = Random::new(0x0dd0_5eed);
         let mut maker = Maker { store: &store, random, pages };
         for _ in 0..images {
             maker.image(None)?;
         }
-        let seed = maker.random.next();
+        let seed = maker.random.number();
         store.gc(GcOptions::default())?;
         Ok(Self { store, images, seed, costs: Vec::new() })
     }
 
     fn collect(&mut self, pages: usize) -> Result<()> {
-        let mut maker = Maker { store: &self.store, random: Random(self.seed), pages };
+        let mut maker = Maker { store: &self.store, random: Random::new(self.seed), pages };
         let base = maker.image(None)?;
         let next = maker.image(Some(base))?;
-        self.seed = maker.random.next();
+        self.seed = maker.random.number();
         self.store.gc(GcOptions::default())?;
         // Every second page of its pack is dead.
         self.store.remove(&base.1.to_string())?;
-        let (begun, thread) = (Instant::now(), thread_us()?);
+        let (begun, thread) = (Instant::now(), thread_cpu_ns());
         let report = self.store.gc(GcOptions::default())?;
-        let thread_us = thread_us()? - thread;
+        let thread_us = (thread_cpu_ns() - thread) / 1000;
         let wall_us = u64::try_from(begun.elapsed().as_micros())?;
         ensure!(report.repacked_packs >= 1, "nothing was repacked");
         self.costs.push(Cost { wall_us, thread_us, report });

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use coppice_benches::effort::{Random, thread_cpu_ns};
 use coppice_engine::{
     CommitOptions, GcOptions, GcReport, ImageRef, IndexKind, PageMap, Role, Settings,
     SnapshotRecord, Store,
@@ -50,27 +51,9 @@ struct Options {
     folder: Option<PathBuf>,
 }
 
-/// A small generator; the same seed gives the same numbers.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: usize) -> Result<usize> {
-        Ok(usize::try_from(self.next() % u64::try_from(limit)?)?)
-    }
-
-    /// Half of it compresses, as memory does.
-    fn page(&mut self, page: &mut [u8]) {
-        for word in page[..PAGE_LEN / 2].as_chunks_mut::<8>().0 {
-            *word = self.next().to_le_bytes();
-        }
-    }
+/// Gives a page other contents. Half of it compresses, as memory does.
+fn change(random: &mut Random, page: &mut [u8]) {
+    random.fill(&mut page[..PAGE_LEN / 2]);
 }
 
 /// What something took, in microseconds. The time of this thread alone is
@@ -94,16 +77,10 @@ fn micros(begun: Instant) -> u64 {
     u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Time that this thread had a CPU, in nanoseconds.
-fn thread_time() -> i64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    time.tv_sec * 1_000_000_000 + time.tv_nsec
-}
-
 fn cost<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Cost)> {
-    let (begun, thread) = (Instant::now(), thread_time());
+    let (begun, thread) = (Instant::now(), thread_cpu_ns());
     let done = work()?;
-    let thread = u64::try_from((thread_time() - thread) / 1000)?;
+    let thread = (thread_cpu_ns() - thread) / 1000;
     Ok((done, Cost { wall: micros(begun), thread }))
 }
 
@@ -202,10 +179,10 @@ fn main() -> Result<()> {
         settings.index = IndexKind::Memory;
     }
     let store = Store::open(&folder.join("lineage"), &settings)?;
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Random::new(0x9e37_79b9_7f4a_7c15);
     let mut bytes = vec![0; options.image << 20];
     let count = bytes.len() / PAGE_LEN;
-    bytes.chunks_mut(PAGE_LEN).for_each(|page| random.page(page));
+    bytes.chunks_mut(PAGE_LEN).for_each(|page| change(&mut random, page));
     let all: Vec<usize> = (0..count).collect();
     let mut last = commit(&store, &bytes, None, &all)?;
     let base_bill = store.accounts()?.store()?;
@@ -221,7 +198,7 @@ fn main() -> Result<()> {
         let mut pages: Vec<usize> = pages.into_iter().collect();
         pages.sort_unstable();
         for page in &pages {
-            random.page(&mut bytes[page * PAGE_LEN..(page + 1) * PAGE_LEN]);
+            change(&mut random, &mut bytes[page * PAGE_LEN..(page + 1) * PAGE_LEN]);
         }
         let (made, commit_cost) = cost(|| commit(&store, &bytes, Some(last), &pages))?;
         last = made;

@@ -100,7 +100,7 @@ pub(super) fn straighten(
         for part in due(depot, &family, budget)? {
             let mut sight = look(depot, &family, part, budget)?;
             let moving = sight.mend(depot, budget, &mut |groups, leaves| {
-                done.rewritten_bytes += write_anew(depot, groups, budget.settings)?;
+                done.rewritten_bytes += write_anew(depot, groups, budget)?;
                 // Readers ask the index from now on.
                 depot.forget_hints(leaves);
                 Ok(())
@@ -228,15 +228,15 @@ impl Sight {
 fn write_anew(
     depot: &Arc<Depot>,
     groups: &[Vec<Point>],
-    settings: &Settings,
+    budget: Budget<'_>,
 ) -> Result<u64, StoreError> {
-    let in_frame = (settings.frame_len_max / PAGE_LEN).max(1);
-    let frames_max = (to_usize(u64::from(settings.pack_objects_max)) / in_frame).max(1);
+    let objects_max = to_usize(u64::from(budget.settings.pack_objects_max));
+    let frames_max = (objects_max / budget.in_frame()).max(1);
     let mut bytes = 0;
     for part in groups.chunks(frames_max) {
         let mut writer = depot.begin_pack()?;
         let path = writer.path().to_owned();
-        copy(depot, part, &mut writer, settings).inspect_err(|_| depot.abandon(&path))?;
+        copy(depot, part, &mut writer, budget).inspect_err(|_| depot.abandon(&path))?;
         let (_, len) = depot.publish(writer, None)?;
         bytes += len;
     }
@@ -247,16 +247,15 @@ fn copy(
     depot: &Depot,
     groups: &[Vec<Point>],
     writer: &mut PackWriter,
-    settings: &Settings,
+    budget: Budget<'_>,
 ) -> Result<(), StoreError> {
-    let in_frame = (settings.frame_len_max / PAGE_LEN).max(1);
-    for batch in groups.chunks(BATCH_PAGES.div_ceil(in_frame)) {
+    for batch in groups.chunks(BATCH_PAGES.div_ceil(budget.in_frame())) {
         let batch: Vec<Vec<Location>> =
             batch.iter().map(|group| group.iter().map(|point| point.at).collect()).collect();
         let frames = read_frames(depot, &batch.concat())?;
         let encoded: Vec<EncodedFrame> = batch
             .par_iter()
-            .map(|pages| together(pages, &frames, settings.zstd_level))
+            .map(|pages| together(pages, &frames, budget.settings.zstd_level))
             .collect::<Result<_, StoreError>>()?;
         encoded.iter().try_for_each(|frame| writer.append(frame))?;
     }

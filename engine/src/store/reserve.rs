@@ -102,6 +102,29 @@ mod tests {
     }
 
     #[test]
+    fn one_that_has_no_room_is_made_anew() {
+        let disk = SimDisk::new();
+        disk.set_capacity(Some(32 << 20));
+        disk.create(PATH).expect("a file");
+        keep(&disk);
+        assert_eq!(len(&disk), Some(2 << 20));
+    }
+
+    #[test]
+    fn who_comes_second_finds_the_room_that_was_given_back() {
+        let disk = SimDisk::new();
+        disk.set_capacity(Some(32 << 20));
+        let mut tries = 0;
+        let done = with(&disk, || {
+            tries += 1;
+            let source = std::io::Error::from_raw_os_error(28);
+            let full = StoreError::Io { op: "write", path: "it".to_owned(), source };
+            if tries == 1 { Err(full) } else { Ok(()) }
+        });
+        assert!(done.is_ok() && tries == 2);
+    }
+
+    #[test]
     fn it_is_given_back_once_and_set_aside_where_there_is_room() {
         let disk = SimDisk::new();
         keep(&disk);

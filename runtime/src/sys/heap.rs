@@ -1,9 +1,6 @@
 //! The C library's heap.
 #![expect(unsafe_code, reason = "the heap is set up by a call of the C library")]
 
-/// Heaps that all threads of a process share.
-const ARENAS_MAX: libc::c_int = 2;
-
 /// Lets all threads allocate from the same few heaps.
 ///
 /// By itself the C library gives each of them one of its own, up to eight for
@@ -13,10 +10,12 @@ const ARENAS_MAX: libc::c_int = 2;
 /// it does nothing.
 pub fn share_arenas() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: the call sets a number in the allocator, under its own lock.
-    let accepted = unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS_MAX) };
-    #[cfg(target_env = "gnu")]
-    if accepted == 0 {
-        tracing::debug!("the number of heaps cannot be limited");
+    {
+        const ARENAS_MAX: libc::c_int = 2;
+        // SAFETY: the call sets a number in the allocator, under its own lock.
+        let accepted = unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS_MAX) };
+        if accepted == 0 {
+            tracing::debug!("the number of heaps cannot be limited");
+        }
     }
 }

@@ -5,6 +5,7 @@ mod cli;
 mod client;
 mod commands;
 mod demo;
+mod host_memory;
 mod output;
 mod rpc;
 mod supervisor;

@@ -508,6 +508,7 @@ pub(crate) struct Pools {
 pub(crate) struct PoolLine {
     pub(crate) root: String,
     pub(crate) len: u64,
+    /// Machines and layers that use it.
     pub(crate) machines: u64,
     pub(crate) resident_pages: u64,
     pub(crate) stored_pages: u64,

@@ -8,7 +8,6 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use super::Demonstration;
-use super::guest::host_available;
 use super::report::Spread;
 use crate::client::unexpected;
 use crate::output::bytes;
@@ -90,7 +89,7 @@ impl Demonstration<'_> {
 
     /// What the forks cost, by the kernel's own accounting.
     pub(super) fn measure(&mut self, forks: &[String]) -> Result<()> {
-        self.figures.host_available_after_bytes = host_available()?;
+        self.figures.host_available_after_bytes = crate::host_memory::available()?;
         let spent = self
             .figures
             .host_available_before_bytes

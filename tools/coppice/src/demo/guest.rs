@@ -60,15 +60,3 @@ impl Keeper {
         Ok(answer.trim_end().to_owned())
     }
 }
-
-/// Bytes of memory that the host could still give out.
-pub(super) fn host_available() -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
-    let kib: u64 = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .and_then(|rest| rest.split_whitespace().next())
-        .and_then(|number| number.parse().ok())
-        .context("/proc/meminfo has no MemAvailable")?;
-    Ok(kib * 1024)
-}

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::Demonstration;
-use super::guest::{Keeper, PORT, PROGRAM, host_available};
+use super::guest::{Keeper, PORT, PROGRAM};
 use crate::client::{unexpected, with_file};
 use crate::commands::exec::{Finished, capture, send_file};
 use crate::output::{bytes, micros};
@@ -25,7 +25,7 @@ const KEEPER_LIMIT: Duration = Duration::from_secs(120);
 impl Demonstration<'_> {
     /// Tells it from the beginning to the end.
     pub(super) fn tell(&mut self) -> Result<()> {
-        self.figures.host_available_before_bytes = host_available()?;
+        self.figures.host_available_before_bytes = crate::host_memory::available()?;
         self.bring_disk()?;
         self.boot()?;
         let word = self.give_it_state()?;

@@ -57,6 +57,12 @@ impl Supervisor {
         }))
     }
 
+    /// The image of a snapshot that a part names.
+    pub(crate) fn image_of(&self, name: &str, part: Part) -> Result<ImageRef> {
+        choose(&self.find(name)?, part)
+            .with_context(|| format!("{name} has no such part: `coppice show {name}` lists them"))
+    }
+
     /// Writes an image out again.
     pub(crate) fn export(
         &self,
@@ -66,10 +72,7 @@ impl Supervisor {
         report: &mut dyn FnMut(Progress),
     ) -> Result<Reply> {
         let begun = Instant::now();
-        let entry = self.find(name)?;
-        let image = choose(&entry, part).with_context(|| {
-            format!("{name} has no such part: `coppice show {name}` lists them")
-        })?;
+        let image = self.image_of(name, part)?;
         let mut step = |step| report(bytes_step("exporting", step));
         if in_order {
             self.store.export_to(&image, &mut &*out, &mut step)?;
@@ -237,7 +240,7 @@ fn damage_line(damage: &Damage) -> String {
     line
 }
 
-pub(super) fn choose(entry: &Entry, part: Part) -> Option<ImageRef> {
+fn choose(entry: &Entry, part: Part) -> Option<ImageRef> {
     match part {
         Part::Memory => find_image(entry, Role::Memory),
         Part::Disk(index) => find_image(entry, Role::Disk(index)),

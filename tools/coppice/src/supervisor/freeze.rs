@@ -141,12 +141,5 @@ fn memory_of(live: &Live, machine: &Machine) -> Result<std::ops::Range<u64>> {
 
 /// Three quarters of the host's available memory, in pages.
 fn room_pages() -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
-    let kib: u64 = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .and_then(|rest| rest.split_whitespace().next())
-        .and_then(|number| number.parse().ok())
-        .context("/proc/meminfo has no MemAvailable")?;
-    Ok(kib * 1024 / PAGE_SIZE / 4 * 3)
+    Ok(crate::host_memory::available()? / PAGE_SIZE / 4 * 3)
 }

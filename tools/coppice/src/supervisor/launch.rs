@@ -147,18 +147,18 @@ impl Supervisor {
         let pages = parent.config.memory_bytes / PAGE_SIZE;
         let memory = live.memory.with_layer(&frozen.runs, &frozen.layer, pages)?;
         let parent_pause_us = frozen.pause_us;
-        let mut template = Template {
+        let (state, overlays) = (frozen.state.clone(), frozen.disks.clone());
+        let trunk = Arc::new(Trunk::new(parent, descent, frozen));
+        let template = Template {
             config: parent.config.clone(),
             nets,
             source: Some(fork.source.clone()),
             disks: live.disk_pools.clone(),
-            frozen: frozen.disks.clone(),
-            origin: Origin::Instant { state: frozen.state.clone(), memory },
-            descent: descent.clone(),
+            frozen: overlays,
+            origin: Origin::Instant { state, memory },
+            descent: Descent::Live(Arc::clone(&trunk)),
         };
         drop(live);
-        let trunk = Arc::new(Trunk::new(parent, descent, frozen));
-        template.descent = Descent::Live(Arc::clone(&trunk));
         let machines = self.make_or_none(&template, (fork, reserved), begun, report);
         drop(template);
         let machines = machines?;

@@ -111,7 +111,7 @@ impl Pools {
         let read: BTreeSet<u64> = open.reads.values().flatten().copied().collect();
         let unread: Vec<u64> = gone.difference(&read).copied().collect();
         pager.forget_packs(&unread)?;
-        open.packs.retain(|pack| !unread.contains(pack));
+        open.packs.retain(|pack| !gone.contains(pack) || read.contains(pack));
         Ok(())
     }
 

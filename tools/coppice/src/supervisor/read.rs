@@ -8,7 +8,6 @@ use anyhow::{Context, Result, bail, ensure};
 use coppice_engine::ImageReader;
 
 use super::Supervisor;
-use super::catalog::choose;
 use crate::rpc::{Part, ReadExtent, Reply};
 
 /// Bytes read before they are written on.
@@ -25,10 +24,7 @@ impl Supervisor {
         mut out: &File,
     ) -> Result<Reply> {
         let begun = Instant::now();
-        let entry = self.find(name)?;
-        let image = choose(&entry, part).with_context(|| {
-            format!("{name} has no such part: `coppice show {name}` lists them")
-        })?;
+        let image = self.image_of(name, part)?;
         extents.iter().try_for_each(|extent| check(*extent, name, image.len))?;
         let mut reader = self.store.reader(&image)?;
         let mut piece = Vec::new();

@@ -42,7 +42,8 @@ fn plot(title: &str, figures: &[Figure], report: &Report) -> String {
     for figure in figures {
         body.push_str(&text(MARGIN, top + 13.0, "group", figure.what));
         top += 20.0;
-        let values: Vec<Option<Spread>> = report.programs.iter().map(figure.of).collect();
+        let values: Vec<Option<Spread>> =
+            report.programs.iter().map(|one| figure.of(one)).collect();
         let most =
             values.iter().flatten().map(|spread| spread.max).fold(f64::MIN_POSITIVE, f64::max);
         for (program, value) in report.programs.iter().zip(values) {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::measure::Run;
 use super::round::Runs;
-use super::steps::{INGEST, Step};
+use super::steps::Step;
 use crate::process::first_line;
 
 /// All that was measured.
@@ -95,15 +95,11 @@ impl Outcome {
         self.program.split('@').next() == Some("coppice")
     }
 
-    /// A figure of one step.
-    pub(super) fn of(&self, step: Step, figure: impl Fn(&Run) -> f64) -> Option<Spread> {
-        Spread::of(self.steps.get(&step)?.iter().map(figure).collect())
-    }
-
-    /// A figure of all that brings the corpus in.
-    pub(super) fn ingest(&self, figure: impl Fn(&Run) -> f64) -> Option<Spread> {
+    /// A figure of some steps, summed in each round; none if one of them was
+    /// not taken.
+    pub(super) fn over(&self, steps: &[Step], figure: fn(&Run) -> f64) -> Option<Spread> {
         let runs: Vec<&Vec<Run>> =
-            INGEST.iter().map(|step| self.steps.get(step)).collect::<Option<_>>()?;
+            steps.iter().map(|step| self.steps.get(step)).collect::<Option<_>>()?;
         let rounds = runs.iter().map(|runs| runs.len()).min()?;
         let sum = |round: usize| runs.iter().map(|runs| figure(&runs[round])).sum();
         Spread::of((0..rounds).map(sum).collect())
@@ -126,6 +122,7 @@ impl Spread {
 
 #[cfg(test)]
 mod tests {
+    use super::super::steps::INGEST;
     use super::*;
 
     #[test]
@@ -155,8 +152,8 @@ mod tests {
         for factor in [1.0, 3.0, 2.0] {
             outcome.add(steps.clone().map(|(step, wall)| (*step, run(wall * factor))).collect());
         }
-        let wall = outcome.ingest(|run| run.wall_seconds).unwrap();
+        let wall = outcome.over(&INGEST, |run| run.wall_seconds).unwrap();
         assert_eq!(wall, Spread { min: 111.0, median: 222.0, max: 333.0 });
-        assert!(outcome.own() && outcome.of(Step::Read, |run| run.cpu_seconds).is_none());
+        assert!(outcome.own() && outcome.over(&[Step::Read], |run| run.cpu_seconds).is_none());
     }
 }

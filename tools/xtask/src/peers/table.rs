@@ -15,7 +15,7 @@ pub(super) fn table(report: &Report) -> String {
     };
     add("compression", &|one| one.compression.clone());
     for (wall, cpu) in WALL.iter().zip(&CPU) {
-        let both = |one: &Outcome| match ((wall.of)(one), (cpu.of)(one)) {
+        let both = |one: &Outcome| match (wall.of(one), cpu.of(one)) {
             (Some(w), Some(c)) => {
                 format!("{} / {}", wall.unit.text(w.median), cpu.unit.text(c.median))
             }
@@ -28,7 +28,8 @@ pub(super) fn table(report: &Report) -> String {
     for (group, figures) in groups {
         for figure in figures {
             add(&format!("{group}, {}: {}", figure.what, figure.unit.name()), &|one| {
-                (figure.of)(one)
+                figure
+                    .of(one)
                     .map_or_else(|| "cannot".to_owned(), |spread| figure.unit.text(spread.median))
             });
         }
@@ -70,7 +71,7 @@ pub(super) fn best_of_others(report: &Report) -> String {
 
 /// Coppice's median, the least of the others', and whose that is.
 fn against<'a>(report: &'a Report, figure: &Figure) -> Option<(f64, f64, &'a str)> {
-    let median = |one: &Outcome| (figure.of)(one).map(|spread| spread.median);
+    let median = |one: &Outcome| figure.of(one).map(|spread| spread.median);
     let own = report.programs.iter().find(|one| one.program == "coppice").and_then(median)?;
     let others = report.programs.iter().filter(|one| !one.own());
     let (best, name) = others
