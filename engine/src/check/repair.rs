@@ -47,6 +47,7 @@ pub(crate) fn repair(
         .damages
         .iter()
         .filter_map(|damage| damage.pack)
+        .chain(found.healed_packs.iter().copied())
         .filter(|p| known.contains(p))
         .collect();
     let (condemned, _, ()) = depot.pins().condemn(&damaged, || ());

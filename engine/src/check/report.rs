@@ -43,6 +43,9 @@ pub struct CheckReport {
     /// Damaged frames that nothing needs, because their objects were stored
     /// again elsewhere.
     pub healed_frames: u64,
+    /// The packs that they lie in; a repair puts these aside too, so that
+    /// nothing ever inherits from a damaged frame.
+    pub healed_packs: BTreeSet<PackId>,
     /// Whether the ledger of what is needed said something else than the trees
     /// do. It was counted anew; nothing is lost by it.
     pub recounted: bool,
@@ -146,6 +149,7 @@ impl Findings {
             let needed = still_there(depot, at, &frame.keys)?;
             if needed.is_empty() && frame.damage.snapshots.is_empty() && !frame.keys.is_empty() {
                 self.report.healed_frames += 1;
+                self.report.healed_packs.insert(at.0);
                 continue;
             }
             let objects = &mut frame.damage.objects;

@@ -188,6 +188,11 @@ fn the_same_bytes_heal_what_check_found() {
     let report = check(&store);
     assert!(report.is_clean(), "{report:?}");
     assert_eq!(report.healed_frames, 1);
+    // The bad frame is needed by nobody, but its pack is put aside as well.
+    let (repaired, left) = store.repair(&mut |_| {}).expect("a repair");
+    assert_eq!((repaired.quarantined.len(), repaired.lost_frames), (1, 1));
+    assert!(left.is_clean() && left.healed_frames == 0, "{left:?}");
+    assert_eq!(read_all(&store, &image), bytes);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::cable::Cable;
 
 /// Both ends must agree on this number; it changes with any message.
-pub(crate) const PROTOCOL: u32 = 13;
+pub(crate) const PROTOCOL: u32 = 14;
 
 /// The first message of every connection, from the command line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -413,6 +413,8 @@ pub(crate) struct Checked {
     pub(crate) bytes: u64,
     pub(crate) seconds: f64,
     pub(crate) problems: Vec<Problem>,
+    /// Damaged frames that nothing needs: what they held is found elsewhere.
+    pub(crate) healed_frames: u64,
     /// What a repair did before this was found.
     pub(crate) repaired: Option<coppice_engine::RepairReport>,
 }

@@ -324,6 +324,12 @@ fn checked_text(found: &Checked) -> String {
         };
         text.push_str(&format!("{}; {hit}\n", problem.what));
     }
+    if found.healed_frames > 0 {
+        text.push_str(&format!(
+            "{} damaged frames hold nothing that is not found sound elsewhere; `coppice check --repair` puts their packs aside\n",
+            found.healed_frames
+        ));
+    }
     text.push_str(&format!(
         "{}: {} packs, {} chunks, {} verified in {:.1} s\n",
         if found.ok { "clean" } else { "damaged" },

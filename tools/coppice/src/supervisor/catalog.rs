@@ -223,6 +223,7 @@ fn checked(found: &CheckReport, scope: Scope, seconds: f64) -> Checked {
                 snapshots: damage.snapshots.iter().cloned().collect(),
             })
             .collect(),
+        healed_frames: found.healed_frames,
         repaired: None,
     }
 }
