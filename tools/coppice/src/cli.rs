@@ -99,6 +99,10 @@ pub(crate) enum Command {
         /// Name of the snapshot [default: none, it is known by its id]
         #[arg(long)]
         name: Option<String>,
+        /// Capture only the disks and what boots them: as after a power cut,
+        /// with the guest's page cache flushed if its agent answers
+        #[arg(long)]
+        cold: bool,
     },
     /// Regrow a machine or a snapshot as new machines that continue from it
     Fork(Fork),
@@ -225,6 +229,9 @@ pub(crate) struct Export {
     /// Export the guest memory of a machine snapshot
     #[arg(long, conflicts_with = "disk")]
     pub(crate) memory: bool,
+    /// Export the kernel that a machine was booted with
+    #[arg(long, conflicts_with_all = ["disk", "memory"])]
+    pub(crate) kernel: bool,
     /// Export this disk of a machine snapshot
     #[arg(long, value_name = "N")]
     pub(crate) disk: Option<u16>,
@@ -254,7 +261,8 @@ fn extent(text: &str) -> Result<ReadExtent, String> {
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
-    /// Continue from this snapshot instead of booting
+    /// Continue from this snapshot instead of booting; a cold one boots anew,
+    /// with its own kernel
     #[arg(conflicts_with_all = ["kernel", "disks", "memory", "cpus", "cmdline"], required_unless_present = "kernel")]
     pub(crate) snapshot: Option<String>,
     /// Name of the machine

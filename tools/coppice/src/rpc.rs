@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::cable::Cable;
 
 /// Both ends must agree on this number; it changes with any message.
-pub(crate) const PROTOCOL: u32 = 14;
+pub(crate) const PROTOCOL: u32 = 15;
 
 /// The first message of every connection, from the command line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -86,6 +86,8 @@ pub(crate) enum Request {
     Snapshot {
         machine: String,
         name: Option<String>,
+        /// Only the disks.
+        cold: bool,
     },
     Machines,
     /// Answered with one descriptor: a stream to the machine's agent.
@@ -153,6 +155,8 @@ pub(crate) enum Part {
     Disk(u16),
     /// Guest memory.
     Memory,
+    /// What a machine was booted with.
+    Kernel,
 }
 
 /// Boots a kernel.
@@ -264,7 +268,7 @@ pub(crate) struct Imported {
 pub(crate) struct SnapshotLine {
     pub(crate) name: String,
     pub(crate) id: String,
-    /// `machine`, `disk` or `stream`.
+    /// `machine`, `cold` (disks and what boots them), `disk` or `stream`.
     pub(crate) kind: String,
     pub(crate) logical_bytes: u64,
     /// Bytes this snapshot added to the store when it was made.
@@ -277,7 +281,7 @@ pub(crate) struct SnapshotLine {
 /// One image of a snapshot.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ImageLine {
-    /// `memory`, `disk0`, `state` or `stream`.
+    /// `memory`, `disk0`, `state`, `kernel` or `stream`.
     pub(crate) part: String,
     pub(crate) root: String,
     pub(crate) logical_bytes: u64,
@@ -302,6 +306,8 @@ pub(crate) struct MachineShape {
     pub(crate) disks: Vec<u64>,
     /// Number of network devices.
     pub(crate) nets: usize,
+    /// Of the kernel, where the snapshot has it.
+    pub(crate) cmdline: Option<String>,
 }
 
 /// `stats --json`.
@@ -355,7 +361,7 @@ pub(crate) struct Difference {
 /// Where one image of two snapshots differs.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct PartDifference {
-    /// `memory`, `disk0`, `state` or `stream`.
+    /// `memory`, `disk0`, `state`, `kernel` or `stream`.
     pub(crate) part: String,
     /// The snapshot that has it, if the other has not.
     pub(crate) only_in: Option<String>,
@@ -455,6 +461,19 @@ pub(crate) struct Captured {
     pub(crate) new_bytes: u64,
     pub(crate) stored_bytes: u64,
     pub(crate) seconds: f64,
+    pub(crate) consistency: Consistency,
+}
+
+/// What whoever continues a snapshot finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Consistency {
+    /// The machine itself, as it was at one instant.
+    Whole,
+    /// Disks as after a power cut, right after the guest had flushed all.
+    Flushed,
+    /// Disks as after a power cut.
+    Crash,
 }
 
 /// A machine's network device.

@@ -11,7 +11,7 @@ use super::store::{done, heading};
 use crate::cli;
 use crate::client::{Client, unexpected, with_file};
 use crate::output::{Bar, Output, bytes, micros, table};
-use crate::rpc::{Boot, Fork, MachineLine, Reply, Request};
+use crate::rpc::{Boot, Consistency, Fork, MachineLine, Reply, Request};
 
 /// How often `logs --follow` looks for more.
 const FOLLOW_TICK: Duration = Duration::from_millis(100);
@@ -79,19 +79,19 @@ fn forked(reply: Reply, out: Output) -> Result<()> {
     })
 }
 
-pub(super) fn snapshot(
-    client: &Client,
-    machine: String,
-    name: Option<String>,
-    out: Output,
-) -> Result<()> {
-    let reply = client.call(Request::Snapshot { machine, name })?;
+pub(super) fn snapshot(client: &Client, request: Request, out: Output) -> Result<()> {
+    let reply = client.call(request)?;
     let Reply::Captured(done) = reply else { return unexpected(&reply) };
     out.print(&done, || {
         format!(
-            "{}: {} changed pages, {} stored, paused {}, {:.1} s in all",
+            "{}: {} changed {}, {} stored, paused {}, {:.1} s in all",
             done.name.as_ref().unwrap_or(&done.id),
             done.dirty_pages,
+            match done.consistency {
+                Consistency::Whole => "pages",
+                Consistency::Flushed => "blocks of the disks, which the guest had flushed",
+                Consistency::Crash => "blocks of the disks, as after a power cut",
+            },
             bytes(done.stored_bytes),
             micros(done.pause_us),
             done.seconds

@@ -78,7 +78,9 @@ fn dispatch(client: &Client, command: Command, out: Output) -> Result<ExitCode> 
         Command::Run(options) => machines::run(client, options, out),
         Command::Exec(options) => return exec::exec(client, options),
         Command::Cp { source, target } => copy::cp(client, &source, &target),
-        Command::Snapshot { machine, name } => machines::snapshot(client, machine, name, out),
+        Command::Snapshot { machine, name, cold } => {
+            machines::snapshot(client, Request::Snapshot { machine, name, cold }, out)
+        }
         Command::Fork(options) => machines::fork(client, options, out),
         Command::Ps => machines::ps(client, out),
         Command::Logs { machine, follow } => machines::logs(client, machine, follow),

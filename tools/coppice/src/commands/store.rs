@@ -58,10 +58,11 @@ fn open_input(path: &Path) -> Result<File> {
 }
 
 pub(super) fn export(client: &Client, options: &Export, out: Output) -> Result<()> {
-    let part = match (options.memory, options.disk) {
-        (true, _) => Part::Memory,
-        (false, Some(index)) => Part::Disk(index),
-        (false, None) => Part::Main,
+    let part = match (options.memory, options.kernel, options.disk) {
+        (true, _, _) => Part::Memory,
+        (_, true, _) => Part::Kernel,
+        (_, _, Some(index)) => Part::Disk(index),
+        (_, _, None) => Part::Main,
     };
     if options.file.as_os_str() == STANDARD {
         return pour(client, &options.name, part);

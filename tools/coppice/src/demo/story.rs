@@ -139,8 +139,11 @@ impl Demonstration<'_> {
     }
 
     pub(super) fn snapshot(&self, machine: &str, name: Option<&str>) -> Result<Captured> {
-        let request =
-            Request::Snapshot { machine: machine.to_owned(), name: name.map(str::to_owned) };
+        let request = Request::Snapshot {
+            machine: machine.to_owned(),
+            name: name.map(str::to_owned),
+            cold: false,
+        };
         match self.client.call(request)? {
             Reply::Captured(captured) => Ok(captured),
             other => unexpected(&other),

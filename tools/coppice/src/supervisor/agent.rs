@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use coppice_agent::{AGENT_PORT, Client, ClientError, Identity, MIN_ENTROPY};
+use coppice_agent::{AGENT_PORT, Client, ClientError, Exec, ExitStatus, Identity, MIN_ENTROPY};
 
 use super::capture::alive;
 use super::machine::{Live, Machine, State, lock};
@@ -132,9 +132,32 @@ fn renew_once(
     Ok(())
 }
 
-/// The agent listens only to callers with its generation, so a guest that
-/// nobody has talked to yet renews first.
+/// Has the guest flush its page cache; `false` if its agent does not answer, or
+/// the guest has no such program.
+pub(super) fn flush(machine: &Machine, live: &Live) -> bool {
+    let asked = ask_to_flush(machine, live);
+    if let Err(error) = &asked {
+        tracing::warn!(machine = machine.name, %error, "the guest does not flush");
+    }
+    asked.is_ok_and(|status| status == ExitStatus::Code(0))
+}
+
+fn ask_to_flush(machine: &Machine, live: &Live) -> Result<ExitStatus> {
+    let generation = renewed_soon(live, machine)?;
+    let agent = Client::new(reach(live, ANSWER_LIMIT)?, generation)?;
+    let sync = Exec { argv: vec![b"sync".to_vec()], ..Exec::default() };
+    Ok(agent.run(sync, &[])?.status)
+}
+
 fn ask_to_shut_down(live: &Live, machine: &Machine) -> Result<()> {
+    let generation = renewed_soon(live, machine)?;
+    Ok(Client::new(reach(live, SHUTDOWN_LIMIT)?, generation)?.shutdown()?)
+}
+
+/// The agent listens only to callers with its generation, so a guest that
+/// nobody has talked to yet renews first. One that does not answer is not
+/// waited for.
+fn renewed_soon(live: &Live, machine: &Machine) -> Result<u64> {
     let begun = Instant::now();
     let mut renewed = loop {
         match machine.identity.renewed.try_lock() {
@@ -149,7 +172,7 @@ fn ask_to_shut_down(live: &Live, machine: &Machine) -> Result<()> {
         renew_once(live, machine, wanted, SHUTDOWN_LIMIT)?;
         *renewed = wanted;
     }
-    Ok(Client::new(reach(live, SHUTDOWN_LIMIT)?, wanted)?.shutdown()?)
+    Ok(wanted)
 }
 
 fn reach(live: &Live, limit: Duration) -> Result<UnixStream, ClientError> {

@@ -15,11 +15,12 @@ use coppice_engine::{
 use coppice_runtime::protocol::{Content, PAGE_SIZE, PageRun, Region};
 
 use super::Supervisor;
+use super::boots::gather_kernel;
 use super::config::Recorded;
 use super::freeze::{self, Frozen, PAUSE_LIMIT};
 use super::machine::{Lineage, Live, Machine, State, lock};
 use super::overlays::{FrozenOverlay, holders};
-use crate::rpc::Captured;
+use crate::rpc::{Captured, Consistency};
 
 /// Bytes read from a machine at once.
 const BATCH: usize = 4 << 20;
@@ -27,9 +28,9 @@ const BATCH: usize = 4 << 20;
 /// Images that a session has so far, and how many pages and blocks of them
 /// the machine had changed.
 #[derive(Default)]
-struct Gathered {
-    images: Vec<(Role, ImageRef)>,
-    dirty_pages: u64,
+pub(super) struct Gathered {
+    pub(super) images: Vec<(Role, ImageRef)>,
+    pub(super) dirty_pages: u64,
 }
 
 /// A capture in the store.
@@ -58,6 +59,7 @@ impl Supervisor {
             new_bytes: stored.committed.new_bytes,
             stored_bytes: stored.committed.stored_bytes,
             seconds: begun.elapsed().as_secs_f64(),
+            consistency: Consistency::Whole,
         })
     }
 
@@ -100,6 +102,7 @@ impl Supervisor {
         gathered.images.push((Role::Memory, writer.finish()?));
         gather_disks(&mut session, &frozen.disks, below, &mut gathered)?;
         gathered.images.push((Role::State, session.blob(&frozen.state)?));
+        gather_kernel(&mut session, frozen.kernel.as_deref(), below, &mut gathered)?;
         self.commit(session, gathered, shape, below, (name, frozen.instant))
     }
 
@@ -129,6 +132,8 @@ impl Supervisor {
         let disks: Vec<_> = lock(&live.disks).iter().map(|stack| stack.frozen.clone()).collect();
         gather_disks(&mut session, &disks, below, &mut gathered)?;
         gathered.images.push((Role::State, session.blob(&state)?));
+        let kernel = machine.boots.as_ref().and_then(|boots| boots.kernel.as_deref());
+        gather_kernel(&mut session, kernel, below, &mut gathered)?;
         let (stored, lineage) =
             self.commit(session, gathered, &recorded(machine), below, (name, instant))?;
         Ok((stored, lineage, pause_us))
@@ -144,7 +149,7 @@ impl Supervisor {
     ) -> Result<(Stored, Lineage)> {
         let record = SnapshotRecord {
             images: gathered.images.clone(),
-            config: super::config::encode(&shape.machine, shape.nets)?,
+            config: super::config::encode(shape)?,
             parent: below.snapshot,
         };
         let commit = CommitOptions { name, ..CommitOptions::default() };
@@ -172,10 +177,10 @@ impl Supervisor {
         let image =
             |role| gathered.images.iter().find(|(r, _)| *r == role).map(|(_, image)| *image);
         let disks: Vec<ImageRef> = (0u16..).map_while(|index| image(Role::Disk(index))).collect();
-        let memory = image(Role::Memory);
-        let leased: Vec<ImageRef> = disks.iter().copied().chain(memory).collect();
+        let (memory, kernel) = (image(Role::Memory), image(Role::Stream));
+        let leased: Vec<ImageRef> = disks.iter().copied().chain(memory).chain(kernel).collect();
         let lease = Some(std::sync::Arc::new(self.store.lease(&leased)?));
-        Ok(Lineage { snapshot: Some(id), memory, disks, lease, instant })
+        Ok(Lineage { snapshot: Some(id), memory, disks, kernel, lease, instant })
     }
 
     /// A name that the catalog does not have yet.
@@ -217,7 +222,11 @@ impl Supervisor {
 
 /// What a snapshot of a machine records of it.
 pub(crate) fn recorded(machine: &Machine) -> Recorded {
-    Recorded { machine: machine.config.clone(), nets: machine.nets.len() }
+    Recorded {
+        machine: machine.config.clone(),
+        nets: machine.nets.len(),
+        cmdline: machine.boots.as_ref().map(|boots| boots.cmdline.clone()),
+    }
 }
 
 /// The process of a machine that has one, or an error that says why not.
@@ -260,7 +269,7 @@ fn capture_memory(
 }
 
 /// Each disk as its base image with the blocks that were written since.
-fn gather_disks(
+pub(super) fn gather_disks(
     session: &mut Session,
     disks: &[Vec<std::sync::Arc<FrozenOverlay>>],
     below: &Lineage,
@@ -319,6 +328,6 @@ fn memory_regions(live: &Live) -> Vec<Region> {
     regions
 }
 
-fn micros(since: Instant) -> u64 {
+pub(super) fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }

@@ -96,7 +96,7 @@ impl Supervisor {
             .iter()
             .map(|(role, image)| {
                 Ok(ImageLine {
-                    part: part_name(*role),
+                    part: part_name(*role, kind(&entry)),
                     root: image.root.to_string(),
                     logical_bytes: image.len,
                     data_bytes: self.store.data_bytes(image)?,
@@ -104,7 +104,7 @@ impl Supervisor {
             })
             .collect::<Result<_>>()?;
         let machine = match kind(&entry) {
-            "machine" => {
+            "machine" | "cold" => {
                 let recorded = super::config::decode(&entry.record.config)?;
                 let config = recorded.machine;
                 Some(MachineShape {
@@ -112,6 +112,7 @@ impl Supervisor {
                     vcpus: config.vcpus,
                     disks: config.disks.iter().map(|disk| disk.len).collect(),
                     nets: recorded.nets,
+                    cmdline: recorded.cmdline,
                 })
             }
             _ => None,
@@ -245,27 +246,31 @@ fn choose(entry: &Entry, part: Part) -> Option<ImageRef> {
     match part {
         Part::Memory => find_image(entry, Role::Memory),
         Part::Disk(index) => find_image(entry, Role::Disk(index)),
-        Part::Main => find_image(entry, Role::Stream).or_else(|| find_image(entry, Role::Disk(0))),
+        Part::Kernel if kind(entry) == "stream" => None,
+        Part::Kernel => find_image(entry, Role::Stream),
+        // The stream of what has disks is their kernel.
+        Part::Main => find_image(entry, Role::Disk(0)).or_else(|| find_image(entry, Role::Stream)),
     }
 }
 
 pub(super) fn kind(entry: &Entry) -> &'static str {
     let has = |role| find_image(entry, role).is_some();
-    if has(Role::Memory) {
-        "machine"
-    } else if has(Role::Stream) {
-        "stream"
-    } else {
-        "disk"
+    match (has(Role::Memory), has(Role::Disk(0)), has(Role::Stream)) {
+        (true, _, _) => "machine",
+        (false, true, true) => "cold",
+        (false, false, true) => "stream",
+        (false, _, false) => "disk",
     }
 }
 
-pub(super) fn part_name(role: Role) -> String {
+/// What a part of a snapshot of this kind is called.
+pub(super) fn part_name(role: Role, kind: &str) -> String {
     match role {
         Role::Memory => "memory".to_owned(),
         Role::Disk(index) => format!("disk{index}"),
         Role::State => "state".to_owned(),
-        Role::Stream => "stream".to_owned(),
+        Role::Stream if kind == "stream" => "stream".to_owned(),
+        Role::Stream => "kernel".to_owned(),
     }
 }
 

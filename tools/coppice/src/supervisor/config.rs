@@ -2,14 +2,16 @@
 //!
 //! One version byte, then the `postcard` bytes of: version 1, a
 //! [`MachineConfig`]; version 2, that and the number of network devices (u32),
-//! which is not 0. So each configuration has one encoding, which can be part
-//! of a snapshot's id.
+//! which is not 0; version 3, a [`MachineConfig`], the number of network devices
+//! and the kernel's command line, where the snapshot has the kernel. So each
+//! configuration has one encoding, which can be part of a snapshot's id.
 
 use anyhow::{Context, Result, bail};
 use coppice_runtime::protocol::MachineConfig;
 
 const VERSION: u8 = 1;
 const VERSION_WITH_NETS: u8 = 2;
+const VERSION_WITH_KERNEL: u8 = 3;
 
 /// What a guest sees of its machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,14 +19,26 @@ pub(crate) struct Recorded {
     pub(crate) machine: MachineConfig,
     /// Its network devices.
     pub(crate) nets: usize,
+    /// The kernel's command line; only where the snapshot has the kernel.
+    pub(crate) cmdline: Option<String>,
 }
 
 /// The bytes for a record.
-pub(crate) fn encode(machine: &MachineConfig, nets: usize) -> Result<Vec<u8>> {
-    let mut bytes = vec![if nets == 0 { VERSION } else { VERSION_WITH_NETS }];
+pub(crate) fn encode(recorded: &Recorded) -> Result<Vec<u8>> {
+    let Recorded { machine, nets, cmdline } = recorded;
+    let nets = u32::try_from(*nets)?;
+    let version = match (cmdline, nets) {
+        (Some(_), _) => VERSION_WITH_KERNEL,
+        (None, 0) => VERSION,
+        (None, _) => VERSION_WITH_NETS,
+    };
+    let mut bytes = vec![version];
     bytes.extend(postcard::to_stdvec(machine)?);
-    if nets != 0 {
-        bytes.extend(postcard::to_stdvec(&u32::try_from(nets)?)?);
+    if version != VERSION {
+        bytes.extend(postcard::to_stdvec(&nets)?);
+    }
+    if let Some(cmdline) = cmdline {
+        bytes.extend(postcard::to_stdvec(cmdline)?);
     }
     Ok(bytes)
 }
@@ -34,9 +48,9 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Recorded> {
     const DAMAGED: &str = "the snapshot's machine configuration is damaged";
     let (&version, rest) =
         bytes.split_first().context("the snapshot has no machine configuration")?;
-    if !(VERSION..=VERSION_WITH_NETS).contains(&version) {
+    if !(VERSION..=VERSION_WITH_KERNEL).contains(&version) {
         bail!(
-            "the snapshot's machine configuration has version {version}, and this coppice knows only {VERSION} and {VERSION_WITH_NETS}: use a newer one"
+            "the snapshot's machine configuration has version {version}, and this coppice knows only {VERSION} to {VERSION_WITH_KERNEL}: use a newer one"
         );
     }
     let (machine, rest) = postcard::take_from_bytes(rest).context(DAMAGED)?;
@@ -44,25 +58,39 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Recorded> {
         VERSION => (0, rest),
         _ => postcard::take_from_bytes::<u32>(rest).context(DAMAGED)?,
     };
-    if !rest.is_empty() || (nets == 0) != (version == VERSION) {
+    let (cmdline, rest) = match version {
+        VERSION_WITH_KERNEL => {
+            let (cmdline, rest) = postcard::take_from_bytes(rest).context(DAMAGED)?;
+            (Some(cmdline), rest)
+        }
+        _ => (None, rest),
+    };
+    if !rest.is_empty() || (version == VERSION_WITH_NETS && nets == 0) {
         bail!("{DAMAGED}");
     }
-    Ok(Recorded { machine, nets: usize::try_from(nets)? })
+    Ok(Recorded { machine, nets: usize::try_from(nets)?, cmdline })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn recorded(nets: usize, cmdline: Option<&str>) -> Recorded {
+        let machine = MachineConfig { memory_bytes: 1 << 28, vcpus: 2, disks: Vec::new() };
+        Recorded { machine, nets, cmdline: cmdline.map(str::to_owned) }
+    }
+
     #[test]
     fn a_configuration_survives_and_a_newer_version_is_refused() {
-        let machine = MachineConfig { memory_bytes: 1 << 28, vcpus: 2, disks: Vec::new() };
         for nets in [0, 1, 300] {
-            let bytes = encode(&machine, nets).unwrap();
-            assert_eq!(decode(&bytes).unwrap(), Recorded { machine: machine.clone(), nets });
+            for cmdline in [None, Some(""), Some("quiet")] {
+                let recorded = recorded(nets, cmdline);
+                assert_eq!(decode(&encode(&recorded).unwrap()).unwrap(), recorded);
+            }
         }
-        let mut bytes = encode(&machine, 0).unwrap();
+        let mut bytes = encode(&recorded(0, None)).unwrap();
         assert_eq!(bytes[0], 1, "older programs read it");
+        assert_eq!(encode(&recorded(2, None)).unwrap()[0], 2, "older programs read it");
         bytes[0] = 9;
         assert!(decode(&bytes).unwrap_err().to_string().contains("version 9"));
         assert!(decode(&[]).is_err());
@@ -70,10 +98,12 @@ mod tests {
 
     #[test]
     fn other_bytes_are_damage() {
-        let machine = MachineConfig { memory_bytes: 1 << 28, vcpus: 2, disks: Vec::new() };
-        let whole = encode(&machine, 1).unwrap();
-        assert!(decode(&whole[..whole.len() - 1]).is_err());
-        assert!(decode(&[&whole[..], &[0]].concat()).is_err(), "one byte too many");
+        for cmdline in [None, Some("quiet")] {
+            let whole = encode(&recorded(1, cmdline)).unwrap();
+            assert!(decode(&whole[..whole.len() - 1]).is_err());
+            assert!(decode(&[&whole[..], &[0]].concat()).is_err(), "one byte too many");
+        }
+        let whole = encode(&recorded(1, None)).unwrap();
         let none = [&whole[..whole.len() - 1], &[0]].concat();
         assert!(decode(&none).is_err(), "no devices have another encoding");
     }

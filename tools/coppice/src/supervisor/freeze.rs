@@ -5,6 +5,7 @@
 //! overlays on its disks. What it held at that instant is then copied or
 //! stored while it runs.
 
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +44,8 @@ pub(crate) struct Frozen {
     pub(crate) runs: Vec<PageRun>,
     /// The overlays of each disk, the oldest first.
     pub(crate) disks: Vec<Vec<Arc<FrozenOverlay>>>,
+    /// The kernel that it was booted with, if a file still has it.
+    pub(crate) kernel: Option<Arc<File>>,
     /// How long it stood still because of this.
     pub(crate) pause_us: u64,
 }
@@ -86,7 +89,8 @@ impl Supervisor {
         let (instant, state) = stopped?;
         let runs = live.pager.layer_runs(layer.id)?;
         let disks = lock(&live.disks).iter().map(|stack| stack.frozen.clone()).collect();
-        Ok(Frozen { instant, state, layer, runs, disks, pause_us })
+        let kernel = machine.boots.as_ref().and_then(|boots| boots.kernel.clone());
+        Ok(Frozen { instant, state, layer, runs, disks, kernel, pause_us })
     }
 
     fn freeze_stopped(

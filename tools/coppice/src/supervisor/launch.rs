@@ -13,6 +13,7 @@ use coppice_runtime::protocol::{
     Content, DiskConfig, MachineConfig, MachineKey, PAGE_SIZE, PoolId, Region, Start, VmmEvent,
 };
 
+use super::boots::Boots;
 use super::config::Recorded;
 use super::freeze::Frozen;
 use super::machine::{Descent, Identity, Lineage, Live, Machine, State, lock};
@@ -41,6 +42,7 @@ pub(crate) const FORKS: RangeInclusive<u64> = 1..=10_000;
 struct Template {
     config: MachineConfig,
     nets: Vec<Cable>,
+    boots: Option<Boots>,
     descent: Descent,
     source: Option<String>,
     disks: Vec<Arc<Pool>>,
@@ -50,7 +52,7 @@ struct Template {
 }
 
 enum Origin {
-    Kernel { cmdline: String, kernel: OwnedFd },
+    Kernel { cmdline: String, kernel: Arc<File> },
     Instant { state: Vec<u8>, memory: MemoryMap },
 }
 
@@ -79,15 +81,18 @@ impl Supervisor {
                 .collect(),
         };
         let cmdline = boot.cmdline.clone().unwrap_or_else(|| DEFAULT_CMDLINE.to_owned());
+        let kernel = self.keep_kernel(&File::from(kernel))?;
         let template = Template {
             config,
             nets: boot.nets.clone(),
+            boots: Some(Boots { cmdline: cmdline.clone(), kernel: Some(Arc::clone(&kernel)) }),
             disks: self.pools_of(&images)?,
             frozen: vec![Vec::new(); images.len()],
             descent: Descent::Stored(Lineage {
                 snapshot: None,
                 memory: None,
                 disks: images,
+                kernel: None,
                 lease,
                 instant: super::freeze::Instant(0),
             }),
@@ -152,6 +157,7 @@ impl Supervisor {
         let template = Template {
             config: parent.config.clone(),
             nets,
+            boots: parent.boots.clone(),
             source: Some(fork.source.clone()),
             disks: live.disk_pools.clone(),
             frozen: overlays,
@@ -260,14 +266,14 @@ impl Supervisor {
 
     fn template(&self, entry: &Entry, fork: &Fork, parent: Option<&[Cable]>) -> Result<Template> {
         let source = fork.source.as_str();
-        let (Some(memory), Some(state)) =
-            (find_image(entry, Role::Memory), find_image(entry, Role::State))
-        else {
+        let kind = super::catalog::kind(entry);
+        if kind != "machine" && kind != "cold" {
             bail!(
                 "{source} is not a machine: start it with `coppice run --kernel K --disk {source}`"
             );
-        };
-        let Recorded { machine: config, nets } = super::config::decode(&entry.record.config)?;
+        }
+        let Recorded { machine: config, nets, cmdline } =
+            super::config::decode(&entry.record.config)?;
         let nets = net::of_forks(source, (nets, fork.count), &fork.nets, parent)?;
         let images: Vec<ImageRef> = (0..config.disks.len())
             .map(|index| {
@@ -276,28 +282,45 @@ impl Supervisor {
                     .with_context(|| format!("snapshot {source} lacks disk {index}"))
             })
             .collect::<Result<_>>()?;
-        let leased: Vec<ImageRef> = images.iter().copied().chain([memory, state]).collect();
+        let memory = find_image(entry, Role::Memory);
+        let kernel = find_image(entry, Role::Stream);
+        let leased: Vec<ImageRef> = entry.record.images.iter().map(|(_, image)| *image).collect();
         let lease = Some(Arc::new(self.store.lease(&leased)?));
-        let pool = self.pools.get(&memory, &self.store, &self.pager()?)?;
-        let origin = Origin::Instant {
-            state: self.read_blob(&state)?,
-            memory: MemoryMap::whole(config.memory_bytes / PAGE_SIZE, pool),
-        };
+        let origin = self.origin(entry, config.memory_bytes, cmdline.as_deref())?;
         Ok(Template {
+            boots: cmdline.map(|cmdline| Boots { cmdline, kernel: None }),
             config,
             nets,
             disks: self.pools_of(&images)?,
             frozen: vec![Vec::new(); images.len()],
             descent: Descent::Stored(Lineage {
                 snapshot: Some(entry.id),
-                memory: Some(memory),
+                memory,
                 disks: images,
+                kernel,
                 lease,
                 instant: super::freeze::Instant(0),
             }),
             source: Some(source.to_owned()),
             origin,
         })
+    }
+
+    /// The instant of a snapshot, or the kernel of one that has only disks.
+    fn origin(&self, entry: &Entry, memory_bytes: u64, cmdline: Option<&str>) -> Result<Origin> {
+        let find = |role| find_image(entry, role);
+        match (find(Role::Memory), find(Role::State), find(Role::Stream), cmdline) {
+            (Some(memory), Some(state), _, _) => {
+                let pool = self.pools.get(&memory, &self.store, &self.pager()?)?;
+                let memory = MemoryMap::whole(memory_bytes / PAGE_SIZE, pool);
+                Ok(Origin::Instant { state: self.read_blob(&state)?, memory })
+            }
+            (None, _, Some(kernel), Some(cmdline)) => {
+                let kernel = self.stored_kernel(&kernel)?;
+                Ok(Origin::Kernel { cmdline: cmdline.to_owned(), kernel })
+            }
+            _ => bail!("snapshot {} lacks a part of the machine", entry.id),
+        }
     }
 
     /// Makes one machine and, unless it is to stay paused, lets it run.
@@ -335,6 +358,7 @@ impl Supervisor {
             folder,
             config: template.config.clone(),
             nets: template.nets.clone(),
+            boots: template.boots.clone(),
             source: template.source.clone(),
             releasing: Mutex::new(()),
             turn: Mutex::new(()),

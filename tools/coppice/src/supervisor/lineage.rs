@@ -45,15 +45,16 @@ impl Supervisor {
         let mut nodes_walked = 0;
         let mut parts = Vec::new();
         for role in roles {
+            let what = part_name(role, kind(&entries[0]));
             let part = match entries.each_ref().map(|entry| entry.record.image(role).copied()) {
                 [Some(left), Some(right)] => {
-                    let (part, nodes) = self.compare(role, &left, &right)?;
+                    let (part, nodes) = self.compare(what, &left, &right)?;
                     nodes_walked += nodes;
                     part
                 }
                 [left, right] => {
                     let owner = if left.is_some() { one } else { other };
-                    alone(role, owner, [left, right])
+                    alone(what, owner, [left, right])
                 }
             };
             parts.push(part);
@@ -64,7 +65,7 @@ impl Supervisor {
 
     fn compare(
         &self,
-        role: Role,
+        what: String,
         left: &ImageRef,
         right: &ImageRef,
     ) -> Result<(PartDifference, u64)> {
@@ -72,7 +73,7 @@ impl Supervisor {
         let told = found.extents().take(EXTENTS_MAX);
         let extents = told.map(|run| DiffExtent { offset: run.start, length: run.end - run.start });
         let part = PartDifference {
-            part: part_name(role),
+            part: what,
             only_in: None,
             logical_bytes: [left.len, right.len],
             changed_bytes: found.bytes(),
@@ -104,9 +105,9 @@ fn snapshot_usage(accounts: &Accounts, id: SnapshotId) -> Result<SnapshotUsage> 
     })
 }
 
-fn alone(role: Role, owner: &str, sides: [Option<ImageRef>; 2]) -> PartDifference {
+fn alone(what: String, owner: &str, sides: [Option<ImageRef>; 2]) -> PartDifference {
     PartDifference {
-        part: part_name(role),
+        part: what,
         only_in: Some(owner.to_owned()),
         logical_bytes: sides.map(|side| side.map_or(0, |image| image.len)),
         changed_bytes: 0,

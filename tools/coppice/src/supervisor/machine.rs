@@ -8,6 +8,7 @@ use coppice_engine::{ImageRef, Lease, SnapshotId};
 use coppice_runtime::host::{Built, Pager, Vmm};
 use coppice_runtime::protocol::{MachineConfig, MachineFaults, MachineKey};
 
+use super::boots::Boots;
 use super::freeze::Instant;
 use super::memory_map::MemoryMap;
 use super::net::Net;
@@ -60,6 +61,8 @@ pub(crate) struct Lineage {
     /// `None` for a machine that booted into empty memory.
     pub(crate) memory: Option<ImageRef>,
     pub(crate) disks: Vec<ImageRef>,
+    /// What the disks are booted with, once the store has it.
+    pub(crate) kernel: Option<ImageRef>,
     /// Keeps these images from being collected: the next capture builds on
     /// them. `None` once there will be no other capture.
     #[expect(dead_code, reason = "what counts is when it is dropped")]
@@ -72,8 +75,8 @@ pub(crate) struct Lineage {
 impl Lineage {
     /// Of a machine that will not be captured again.
     pub(crate) fn ended() -> Self {
-        let (snapshot, memory, disks) = (None, None, Vec::new());
-        Self { snapshot, memory, disks, lease: None, instant: Instant(0) }
+        let (snapshot, memory, disks, kernel) = (None, None, Vec::new(), None);
+        Self { snapshot, memory, disks, kernel, lease: None, instant: Instant(0) }
     }
 }
 
@@ -111,6 +114,8 @@ pub(crate) struct Machine {
     pub(crate) config: MachineConfig,
     /// Where its network devices lead.
     pub(crate) nets: Vec<Cable>,
+    /// How to boot its disks anew, if that is known.
+    pub(crate) boots: Option<Boots>,
     /// What it was started from, for people.
     pub(crate) source: Option<String>,
     /// Held while the machine's process is let go, so that whoever comes

@@ -7,9 +7,11 @@
 //! store is safe at every instant.
 
 mod agent;
+mod boots;
 mod capture;
 mod catalog;
 mod clock;
+mod cold;
 mod collect;
 mod config;
 mod freeze;

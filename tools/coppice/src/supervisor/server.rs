@@ -167,9 +167,12 @@ pub(super) fn answer(
         Request::Check(scope) => Reply::Checked(supervisor.check(scope, report)?),
         Request::Boot(boot) => Reply::Forked(supervisor.boot(&boot, one(received)?)?),
         Request::Fork(fork) => Reply::Forked(supervisor.fork(&fork, report)?),
-        Request::Snapshot { machine, name } => {
+        Request::Snapshot { machine, name, cold } => {
             let machine = supervisor.table.get(&machine)?;
-            Reply::Captured(supervisor.capture(&machine, name.as_deref())?)
+            Reply::Captured(match cold {
+                true => supervisor.capture_cold(&machine, name.as_deref())?,
+                false => supervisor.capture(&machine, name.as_deref())?,
+            })
         }
         Request::Machines => Reply::Machines(supervisor.machine_lines()?),
         Request::Agent { machine } => {
