@@ -129,7 +129,7 @@ fn grows_while_it_counts(coppice: &Coppice) {
     // Each has gone on for a while; one after the other, they are faster.
     let all = ["bough-1", "bough-2", "spray", "leaf", "bough-again"];
     for machine in all {
-        coppice.text(&["pause", machine]).unwrap();
+        coppice.text(&["pause", "--in-memory", machine]).unwrap();
     }
     let after = counted(coppice, "trunk");
     assert!(after > before, "the machine that was captured did not go on");
@@ -191,7 +191,7 @@ fn memory_root(coppice: &Coppice, snapshot: &str) -> String {
 /// A machine that stands still is captured, and forked live: the child's
 /// memory is the captured memory, by a root computed without the engine.
 fn a_paused_machine_is_the_same_both_ways(coppice: &Coppice) {
-    coppice.text(&["pause", "spray"]).unwrap();
+    coppice.text(&["pause", "--in-memory", "spray"]).unwrap();
     coppice.json(&["fork", "spray", "--name", "still", "--paused"]).unwrap();
     coppice.json(&["snapshot", "spray", "--name", "spray"]).unwrap();
     let dump = coppice.scratch("still.memory");

@@ -243,7 +243,7 @@ fn deleted_files_of_the_page_server(coppice: &Coppice) -> Vec<String> {
 }
 
 fn stops_and_goes(coppice: &Coppice) {
-    coppice.text(&["pause", "twig-2"]).unwrap();
+    coppice.text(&["pause", "--in-memory", "twig-2"]).unwrap();
     assert_eq!(state(coppice, "twig-2"), "paused");
     coppice.text(&["resume", "twig-2"]).unwrap();
     assert_eq!(coppice.text(&["exec", "twig-2", "--", "cat", "/root/mark"]).unwrap().trim(), "two");

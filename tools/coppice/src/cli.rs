@@ -115,15 +115,23 @@ pub(crate) enum Command {
         #[arg(short, long)]
         follow: bool,
     },
-    /// Stop a machine's CPUs; its memory stays
-    Pause { machine: String },
+    /// Take a machine off the host with its memory kept: all of it goes into the
+    /// store, and its process ends
+    Pause {
+        machine: String,
+        /// Only stop its CPUs, and keep all of it on the host
+        #[arg(long)]
+        in_memory: bool,
+    },
     /// Let a paused machine go on
     Resume { machine: String },
-    /// Shut machines down
+    /// Boot a machine that was shut down again, from its own disks
+    Start { machine: String },
+    /// Shut machines down; their disks are kept until they are removed
     Stop {
         #[arg(required = true)]
         machines: Vec<String>,
-        /// End them without asking the guest
+        /// End them without asking the guest, and lose what they have written
         #[arg(long)]
         kill: bool,
     },

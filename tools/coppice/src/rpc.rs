@@ -105,6 +105,12 @@ pub(crate) enum Request {
     },
     Pause {
         machine: String,
+        /// Keep all of it on the host.
+        in_memory: bool,
+    },
+    /// Boots a machine that was shut down from its own disks.
+    Start {
+        machine: String,
     },
     Resume {
         machine: String,
@@ -470,6 +476,8 @@ pub(crate) struct Captured {
 pub(crate) enum Consistency {
     /// The machine itself, as it was at one instant.
     Whole,
+    /// Disks as a guest that was shut down has left them.
+    Stopped,
     /// Disks as after a power cut, right after the guest had flushed all.
     Flushed,
     /// Disks as after a power cut.
@@ -489,7 +497,7 @@ pub(crate) struct NetLine {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct MachineLine {
     pub(crate) name: String,
-    /// `running`, `paused`, `stopped` or `failed`.
+    /// `running`, `paused`, `suspended` (off the host), `stopped` or `failed`.
     pub(crate) state: String,
     /// Why it stopped or failed.
     pub(crate) reason: Option<String>,

@@ -89,6 +89,7 @@ pub(super) fn snapshot(client: &Client, request: Request, out: Output) -> Result
             done.dirty_pages,
             match done.consistency {
                 Consistency::Whole => "pages",
+                Consistency::Stopped => "blocks of the disks, as the guest has left them",
                 Consistency::Flushed => "blocks of the disks, which the guest had flushed",
                 Consistency::Crash => "blocks of the disks, as after a power cut",
             },
@@ -146,6 +147,11 @@ pub(super) fn pools(client: &Client, out: Output) -> Result<()> {
         }));
         table(&rows)
     })
+}
+
+pub(super) fn start(client: &Client, machine: String, out: Output) -> Result<()> {
+    check_kvm()?;
+    forked(client.call(Request::Start { machine })?, out)
 }
 
 pub(super) fn simple(client: &Client, request: Request, out: Output) -> Result<()> {

@@ -84,7 +84,10 @@ fn dispatch(client: &Client, command: Command, out: Output) -> Result<ExitCode> 
         Command::Fork(options) => machines::fork(client, options, out),
         Command::Ps => machines::ps(client, out),
         Command::Logs { machine, follow } => machines::logs(client, machine, follow),
-        Command::Pause { machine } => machines::simple(client, Request::Pause { machine }, out),
+        Command::Pause { machine, in_memory } => {
+            machines::simple(client, Request::Pause { machine, in_memory }, out)
+        }
+        Command::Start { machine } => machines::start(client, machine, out),
         Command::Resume { machine } => machines::simple(client, Request::Resume { machine }, out),
         Command::Stop { machines, kill } => machines::stop(client, machines, kill, out),
         Command::Rm { machines, force } => machines::rm(client, machines, force, out),

@@ -117,7 +117,7 @@ fn renew_once(
 ) -> Result<(), ClientError> {
     let mut agent = Client::new(reach(live, limit)?, generation)?;
     let ethernet = live.nets.iter().map(|net| net.mac).collect();
-    let mut identity = identity(&machine.name, generation, ethernet)?;
+    let mut identity = identity(machine, generation, ethernet)?;
     for _ in 0..CLOCK_TRIES {
         identity.realtime_ns = clock::realtime_ns();
         let sent = Instant::now();
@@ -191,23 +191,30 @@ pub(crate) fn generation() -> Result<u64> {
     Ok(u64::from_le_bytes(bytes).max(1))
 }
 
-/// What makes this machine different from its siblings.
-fn identity(name: &str, generation: u64, ethernet: Vec<[u8; 6]>) -> Result<Identity, ClientError> {
-    let failed = |error: anyhow::Error| {
-        ClientError::Connection(std::io::Error::other(error.to_string()).into())
-    };
-    let mut entropy = vec![0; MIN_ENTROPY];
+/// A machine id that no other machine has.
+pub(crate) fn machine_id() -> Result<String> {
     let mut id = [0; 16];
-    for bytes in [entropy.as_mut_slice(), id.as_mut_slice()] {
-        getrandom::fill(bytes)
-            .map_err(|error| failed(anyhow::anyhow!("no random bytes: {error}")))?;
-    }
+    getrandom::fill(&mut id).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
+    Ok(id.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// What makes this machine different from its siblings.
+fn identity(
+    machine: &Machine,
+    generation: u64,
+    ethernet: Vec<[u8; 6]>,
+) -> Result<Identity, ClientError> {
+    let mut entropy = vec![0; MIN_ENTROPY];
+    getrandom::fill(&mut entropy).map_err(|error| {
+        let error = std::io::Error::other(format!("no random bytes: {error}"));
+        ClientError::Connection(error.into())
+    })?;
     Ok(Identity {
         generation,
         entropy,
         realtime_ns: clock::realtime_ns(),
-        hostname: hostname(name),
-        machine_id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
+        hostname: hostname(&machine.name),
+        machine_id: machine.identity.machine_id.clone(),
         ethernet,
     })
 }

@@ -35,11 +35,27 @@ pub(super) struct Gathered {
 
 /// A capture in the store.
 pub(crate) struct Stored {
-    committed: Committed,
+    pub(super) committed: Committed,
     dirty_pages: u64,
 }
 
 impl Supervisor {
+    /// Captures a machine, or its disks, also one that has no process.
+    pub(crate) fn snapshot(
+        &self,
+        machine: &Machine,
+        name: Option<&str>,
+        cold: bool,
+    ) -> Result<Captured> {
+        if lock(&machine.rest).is_some() {
+            self.name_rest(machine, (name, cold))
+        } else if cold {
+            self.capture_cold(machine, name)
+        } else {
+            self.capture(machine, name)
+        }
+    }
+
     /// Captures a machine into the store.
     pub(crate) fn capture(&self, machine: &Machine, name: Option<&str>) -> Result<Captured> {
         let begun = Instant::now();
@@ -183,6 +199,13 @@ impl Supervisor {
         Ok(Lineage { snapshot: Some(id), memory, disks, kernel, lease, instant })
     }
 
+    /// Stores all of a machine that stands still and will not go on.
+    pub(super) fn store_still(&self, machine: &Machine, live: &Live) -> Result<SnapshotId> {
+        let below = self.lineage_of(&lock(&machine.descent).clone())?;
+        let (stored, _, _) = self.capture_stopped(machine, live, &below, None)?;
+        Ok(stored.committed.id)
+    }
+
     /// A name that the catalog does not have yet.
     pub(crate) fn free_name(&self, name: &str) -> Result<Name> {
         let parsed: Name = name.parse()?;
@@ -201,7 +224,7 @@ impl Supervisor {
         let _turn = lock(&machine.turn);
         let live = alive(machine)?;
         if machine.state() != State::Paused {
-            bail!("{} runs: `coppice pause {}` first", machine.name, machine.name);
+            bail!("{} runs: `coppice pause --in-memory {}` first", machine.name, machine.name);
         }
         live.vmm.populate()?;
         out.set_len(machine.config.memory_bytes)?;
@@ -232,8 +255,14 @@ pub(crate) fn recorded(machine: &Machine) -> Recorded {
 /// The process of a machine that has one, or an error that says why not.
 pub(crate) fn alive(machine: &Machine) -> Result<std::sync::Arc<Live>> {
     let state = machine.state();
+    let rests = lock(&machine.rest).is_some();
+    let name = &machine.name;
     match (state.reason(), machine.live()) {
         (None, Some(live)) => Ok(live),
+        (None, None) if rests => bail!("{name} is suspended: `coppice resume {name}` first"),
+        (Some(reason), _) if rests => {
+            bail!("{name} is stopped: {reason}; `coppice start {name}` boots it again")
+        }
         (reason, _) => bail!(
             "{} is {}: {}; `coppice rm {}` removes it",
             machine.name,

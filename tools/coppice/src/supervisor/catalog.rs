@@ -132,7 +132,8 @@ impl Supervisor {
 
     /// Takes a name out of the catalog.
     pub(crate) fn remove_snapshot(&self, name: &str) -> Result<Reply> {
-        self.find(name)?;
+        let entry = self.find(name)?;
+        self.check_unneeded(&entry).with_context(|| format!("cannot remove {name}"))?;
         self.store.remove(name)?;
         Ok(Reply::Done)
     }

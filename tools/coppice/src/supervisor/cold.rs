@@ -5,16 +5,18 @@
 //! its guest had flushed, and any other write whole or not at all. The guest
 //! of a running machine is asked to flush its page cache right before.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use coppice_engine::{CommitOptions, ImageRef, Role, SnapshotRecord};
+use coppice_engine::{CommitOptions, Committed, ImageRef, Name, Role, SnapshotId, SnapshotRecord};
 
 use super::Supervisor;
 use super::boots::gather_kernel;
 use super::capture::{Gathered, alive, gather_disks, micros, recorded};
 use super::freeze::PAUSE_LIMIT;
 use super::machine::{Lineage, Live, Machine, State, lock};
+use super::overlays::FrozenOverlay;
 use crate::rpc::{Captured, Consistency};
 
 impl Supervisor {
@@ -34,19 +36,8 @@ impl Supervisor {
         let pause_us = if was_running { micros(paused) } else { 0 };
         let overlays: Vec<_> = lock(&live.disks).iter().map(|stack| stack.frozen.clone()).collect();
         drop(turn);
-        let mut session = self.store.begin()?;
-        let mut gathered = Gathered::default();
-        gather_disks(&mut session, &overlays, &below, &mut gathered)?;
-        let dirty_pages = gathered.dirty_pages;
-        let kernel = machine.boots.as_ref().and_then(|boots| boots.kernel.as_deref());
-        gather_kernel(&mut session, kernel, &below, &mut gathered)?;
-        let record = SnapshotRecord {
-            images: gathered.images,
-            config: super::config::encode(&recorded(machine))?,
-            parent: below.snapshot,
-        };
-        let committed =
-            session.commit(&record, CommitOptions { name, ..CommitOptions::default() })?;
+        let (committed, record, dirty_pages) =
+            self.commit_disks(machine, &overlays, &below, name)?;
         self.grow(machine, self.with_disks_of(&record, &below, instant)?);
         Ok(Captured {
             id: committed.id.to_string(),
@@ -59,6 +50,39 @@ impl Supervisor {
             seconds: begun.elapsed().as_secs_f64(),
             consistency: if flushed { Consistency::Flushed } else { Consistency::Crash },
         })
+    }
+
+    /// Stores the disks of a machine that is over, whose process is still there.
+    pub(super) fn store_disks(&self, machine: &Machine, live: &Live) -> Result<SnapshotId> {
+        live.vmm.pause(PAUSE_LIMIT)?;
+        self.freeze_disks(machine, live)?;
+        let below = self.lineage_of(&lock(&machine.descent).clone())?;
+        let overlays: Vec<_> = lock(&live.disks).iter().map(|stack| stack.frozen.clone()).collect();
+        Ok(self.commit_disks(machine, &overlays, &below, None)?.0.id)
+    }
+
+    /// Commits frozen overlays with what boots them; also says how many blocks
+    /// they have.
+    fn commit_disks(
+        &self,
+        machine: &Machine,
+        overlays: &[Vec<Arc<FrozenOverlay>>],
+        below: &Lineage,
+        name: Option<Name>,
+    ) -> Result<(Committed, SnapshotRecord, u64)> {
+        let mut session = self.store.begin()?;
+        let mut gathered = Gathered::default();
+        gather_disks(&mut session, overlays, below, &mut gathered)?;
+        let kernel = machine.boots.as_ref().and_then(|boots| boots.kernel.as_deref());
+        gather_kernel(&mut session, kernel, below, &mut gathered)?;
+        let record = SnapshotRecord {
+            images: gathered.images,
+            config: super::config::encode(&recorded(machine))?,
+            parent: below.snapshot,
+        };
+        let options = CommitOptions { name, ..CommitOptions::default() };
+        let committed = session.commit(&record, options)?;
+        Ok((committed, record, gathered.dirty_pages))
     }
 
     /// Puts new overlays on the disks of a machine that stands still meanwhile.
@@ -91,7 +115,7 @@ impl Supervisor {
         let disks: Vec<ImageRef> = disks.collect();
         let leased: Vec<ImageRef> =
             disks.iter().copied().chain(below.memory).chain(kernel).collect();
-        let lease = Some(std::sync::Arc::new(self.store.lease(&leased)?));
+        let lease = Some(Arc::new(self.store.lease(&leased)?));
         Ok(Lineage {
             snapshot: below.snapshot,
             memory: below.memory,
@@ -104,7 +128,7 @@ impl Supervisor {
 }
 
 /// Refuses a machine whose disks nobody could boot.
-fn bootable(machine: &Machine) -> Result<()> {
+pub(super) fn bootable(machine: &Machine) -> Result<()> {
     let name = &machine.name;
     if machine.config.disks.is_empty() {
         bail!("{name} has no disk, so nothing of it would be in a cold snapshot: leave out --cold");

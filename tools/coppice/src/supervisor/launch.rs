@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -21,6 +22,7 @@ use super::memory_map::MemoryMap;
 use super::net::Net;
 use super::overlays::{FrozenOverlay, Stack};
 use super::pools::Pool;
+use super::rest::Kept;
 use super::table::Reserved;
 use super::trunk::Trunk;
 use super::{Supervisor, net};
@@ -39,12 +41,14 @@ pub(crate) const VCPUS: RangeInclusive<u64> = 1..=64;
 pub(crate) const FORKS: RangeInclusive<u64> = 1..=10_000;
 
 /// Everything needed to make machines that begin alike.
-struct Template {
+pub(super) struct Template {
     config: MachineConfig,
     nets: Vec<Cable>,
     boots: Option<Boots>,
-    descent: Descent,
-    source: Option<String>,
+    pub(super) descent: Descent,
+    pub(super) source: Option<String>,
+    /// Set for the one machine that comes back.
+    pub(super) kept: Option<Kept>,
     disks: Vec<Arc<Pool>>,
     /// What lies over each disk already.
     frozen: Vec<Vec<Arc<FrozenOverlay>>>,
@@ -97,6 +101,7 @@ impl Supervisor {
                 instant: super::freeze::Instant(0),
             }),
             source: boot.disks.first().cloned(),
+            kept: None,
             origin: Origin::Kernel { cmdline, kernel },
         };
         let ready = self.make(&template, reserved, begun, false)?;
@@ -119,6 +124,12 @@ impl Supervisor {
             let machines = self.make_or_none(&template, (fork, reserved), begun, report)?;
             return Ok(Forked { machines, parent_pause_us: 0 });
         };
+        if machine.state() == State::Suspended {
+            let template = self.template(&self.rest_of(&machine)?, fork, Some(&machine.nets))?;
+            let reserved = self.reserve_for(fork)?;
+            let machines = self.make_or_none(&template, (fork, reserved), begun, report)?;
+            return Ok(Forked { machines, parent_pause_us: 0 });
+        }
         let cables = (machine.nets.len(), fork.count);
         let nets = net::of_forks(&fork.source, cables, &fork.nets, Some(&machine.nets))?;
         // Names that are taken are no reason to freeze anything.
@@ -159,6 +170,7 @@ impl Supervisor {
             nets,
             boots: parent.boots.clone(),
             source: Some(fork.source.clone()),
+            kept: None,
             disks: live.disk_pools.clone(),
             frozen: overlays,
             origin: Origin::Instant { state, memory },
@@ -264,7 +276,12 @@ impl Supervisor {
         images.iter().map(|image| self.pools.get(image, &self.store, &self.pager()?)).collect()
     }
 
-    fn template(&self, entry: &Entry, fork: &Fork, parent: Option<&[Cable]>) -> Result<Template> {
+    pub(super) fn template(
+        &self,
+        entry: &Entry,
+        fork: &Fork,
+        parent: Option<&[Cable]>,
+    ) -> Result<Template> {
         let source = fork.source.as_str();
         let kind = super::catalog::kind(entry);
         if kind != "machine" && kind != "cold" {
@@ -302,6 +319,7 @@ impl Supervisor {
                 instant: super::freeze::Instant(0),
             }),
             source: Some(source.to_owned()),
+            kept: None,
             origin,
         })
     }
@@ -348,7 +366,8 @@ impl Supervisor {
         Ok(Ready { name, ready_us: (spent_ns + waited_ns) / 1000 })
     }
 
-    fn prepare(&self, template: &Template, name: &str) -> Result<Machine> {
+    pub(super) fn prepare(&self, template: &Template, name: &str) -> Result<Machine> {
+        let Kept { machine_id, macs } = Kept::of(template.kept.as_ref(), template.nets.len())?;
         let folder = self.paths.machine(name);
         std::fs::create_dir_all(&folder)
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
@@ -358,6 +377,7 @@ impl Supervisor {
             folder,
             config: template.config.clone(),
             nets: template.nets.clone(),
+            macs,
             boots: template.boots.clone(),
             source: template.source.clone(),
             releasing: Mutex::new(()),
@@ -366,14 +386,16 @@ impl Supervisor {
             descent: Mutex::new(template.descent.clone()),
             layers: Mutex::default(),
             live: Mutex::new(None),
+            rest: Mutex::new(None),
+            discarded: AtomicBool::new(false),
             last_faults: Mutex::new(None),
-            identity: Identity::new(super::agent::generation()?),
+            identity: Identity::new(super::agent::generation()?, machine_id),
         })
     }
 
     /// Starts the process, makes the machine in it, has its faults served and
     /// lets it run; returns when it entered the guest.
-    fn start(
+    pub(super) fn start(
         &self,
         machine: &Arc<Machine>,
         template: &Template,
@@ -381,16 +403,21 @@ impl Supervisor {
     ) -> Result<Option<u64>> {
         let log = File::create(machine.folder.join("vmm.log"))
             .with_context(|| format!("cannot write in {}", machine.folder.display()))?;
+        // Whoever starts the log again leaves no hole before what it then writes.
         let console = File::options()
             .create(true)
-            .truncate(true)
+            .append(true)
             .read(true)
-            .write(true)
             .open(machine.folder.join("console.log"))?;
+        if template.kept.is_none() {
+            console.set_len(0)?;
+        }
         let disks = (template.config.disks.iter().zip(&template.frozen).enumerate())
             .map(|(index, (disk, frozen))| Stack::new(machine, index, disk.len, frozen))
             .collect::<Result<Vec<Stack>>>()?;
-        let nets = template.nets.iter().map(Net::new).collect::<Result<Vec<Net>>>()?;
+        let nets = (template.nets.iter().zip(&machine.macs))
+            .map(|(cable, mac)| Net::new(cable, *mac))
+            .collect::<Result<Vec<Net>>>()?;
         if let Origin::Instant { .. } = template.origin {
             net::unplug(&nets)?;
         }
@@ -444,6 +471,7 @@ impl Supervisor {
     /// Undoes a machine that could not be made, and says why it could not: the
     /// reason it gave itself, or that a page it needed is lost, if that is so.
     fn discard(&self, machine: &Arc<Machine>, error: anyhow::Error) -> anyhow::Error {
+        machine.discarded.store(true, Ordering::Release);
         self.release(machine);
         if let Err(error) = std::fs::remove_dir_all(&machine.folder) {
             tracing::warn!(machine = machine.name, %error, "cannot remove its folder");

@@ -1,7 +1,7 @@
 //! One machine and what the supervisor holds of it.
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use coppice_engine::{ImageRef, Lease, SnapshotId};
@@ -21,7 +21,10 @@ use crate::cable::Cable;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum State {
     Running,
+    /// Its CPUs are stopped, and all of it is on the host.
     Paused,
+    /// Off the host: all of it is in the store.
+    Suspended,
     /// Ended as asked, by the guest or by a command.
     Stopped(String),
     /// Ended because something went wrong.
@@ -34,6 +37,7 @@ impl State {
         match self {
             Self::Running => "running",
             Self::Paused => "paused",
+            Self::Suspended => "suspended",
             Self::Stopped(_) => "stopped",
             Self::Failed(_) => "failed",
         }
@@ -42,7 +46,7 @@ impl State {
     /// Why it ended, if it has.
     pub(crate) fn reason(&self) -> Option<&str> {
         match self {
-            Self::Running | Self::Paused => None,
+            Self::Running | Self::Paused | Self::Suspended => None,
             Self::Stopped(reason) | Self::Failed(reason) => Some(reason),
         }
     }
@@ -114,6 +118,8 @@ pub(crate) struct Machine {
     pub(crate) config: MachineConfig,
     /// Where its network devices lead.
     pub(crate) nets: Vec<Cable>,
+    /// The ethernet address of each, which it keeps.
+    pub(crate) macs: Vec<[u8; 6]>,
     /// How to boot its disks anew, if that is known.
     pub(crate) boots: Option<Boots>,
     /// What it was started from, for people.
@@ -128,6 +134,10 @@ pub(crate) struct Machine {
     /// Layers that pages are being copied to.
     pub(crate) layers: Mutex<Vec<Weak<Pool>>>,
     pub(crate) live: Mutex<Option<Arc<Live>>>,
+    /// The snapshot that it is while it has no process.
+    pub(crate) rest: Mutex<Option<SnapshotId>>,
+    /// Nobody wants its disks any more.
+    pub(crate) discarded: AtomicBool,
     /// Last counters, once it is detached from the page server.
     pub(crate) last_faults: Mutex<Option<MachineFaults>>,
     /// The generation that its agent has renewed to, and the wanted one.
@@ -140,12 +150,14 @@ pub(crate) struct Identity {
     pub(crate) wanted: AtomicU64,
     /// Held while a renewal is under way.
     pub(crate) renewed: Mutex<u64>,
+    /// What `/etc/machine-id` says, which stays for the machine's life.
+    pub(crate) machine_id: String,
 }
 
 impl Identity {
     /// One that the guest has not taken yet.
-    pub(crate) fn new(wanted: u64) -> Self {
-        Self { wanted: AtomicU64::new(wanted), renewed: Mutex::new(0) }
+    pub(crate) fn new(wanted: u64, machine_id: String) -> Self {
+        Self { wanted: AtomicU64::new(wanted), renewed: Mutex::new(0), machine_id }
     }
 }
 
@@ -172,7 +184,7 @@ impl Machine {
     /// because of that, so this is the better reason.
     pub(crate) fn lost(&self, why: String) {
         let mut state = lock(&self.state);
-        if !matches!(*state, State::Stopped(_)) {
+        if !matches!(*state, State::Stopped(_) | State::Suspended) {
             *state = State::Failed(why);
         }
     }

@@ -1,15 +1,23 @@
-//! `machine.json`: what a later supervisor needs to say about a machine whose
-//! supervisor ended, so that its logs can be read and its folder removed.
+//! `machine.json`: what a later supervisor needs of a machine whose supervisor
+//! ended: to bring it back, if the store has all of it, else so that its logs
+//! can be read and its folder removed.
 
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
+use coppice_engine::SnapshotId;
 use coppice_runtime::protocol::{MachineConfig, MachineKey};
 use serde::{Deserialize, Serialize};
 
-use super::machine::{Descent, Identity, Lineage, Machine, State};
-use super::paths::Paths;
-use super::table::Table;
+use super::Supervisor;
+use super::boots::Boots;
+use super::config::Recorded;
+use super::machine::{Descent, Identity, Lineage, Machine, State, lock};
+use crate::cable::Cable;
 
 const FILE: &str = "machine.json";
 
@@ -21,12 +29,21 @@ struct Saved {
     vcpus: u32,
     ended: Option<String>,
     failed: bool,
+    /// The snapshot that it is without a process.
+    #[serde(default)]
+    rest: Option<String>,
+    #[serde(default)]
+    machine_id: String,
+    #[serde(default)]
+    nets: Vec<(Cable, [u8; 6])>,
 }
 
-/// Writes or replaces a machine's file.
+/// Writes or replaces a machine's file. It is durable if it is what brings the
+/// machine back.
 pub(crate) fn write(machine: &Machine) -> Result<()> {
     let state = machine.state();
     let ended = state.reason().map(str::to_owned);
+    let rest = *lock(&machine.rest);
     let saved = Saved {
         name: machine.name.clone(),
         source: machine.source.clone(),
@@ -34,44 +51,76 @@ pub(crate) fn write(machine: &Machine) -> Result<()> {
         vcpus: machine.config.vcpus,
         ended,
         failed: matches!(state, State::Failed(_)),
+        rest: rest.map(|id| id.to_string()),
+        machine_id: machine.identity.machine_id.clone(),
+        nets: machine.nets.iter().cloned().zip(machine.macs.iter().copied()).collect(),
     };
-    let path = machine.folder.join(FILE);
-    let partial = machine.folder.join("machine.json.tmp");
-    std::fs::write(&partial, serde_json::to_vec(&saved)?)
-        .with_context(|| format!("cannot write {}", partial.display()))?;
-    std::fs::rename(&partial, &path).with_context(|| format!("cannot write {}", path.display()))
+    replace(&machine.folder, &serde_json::to_vec(&saved)?, rest.is_some())
+        .with_context(|| format!("cannot write {}", machine.folder.join(FILE).display()))
 }
 
-/// Lists the machines that an earlier supervisor left behind, as ended.
-pub(crate) fn find_ended(paths: &Paths, table: &Table) -> Result<()> {
-    for folder in std::fs::read_dir(paths.machines())? {
-        let folder = folder?.path();
-        if !folder.is_dir() {
-            continue;
+fn replace(folder: &Path, bytes: &[u8], durable: bool) -> std::io::Result<()> {
+    let partial = folder.join("machine.json.tmp");
+    let mut file = File::create(&partial)?;
+    file.write_all(bytes)?;
+    if durable {
+        file.sync_all()?;
+    }
+    std::fs::rename(&partial, folder.join(FILE))?;
+    if durable {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+impl Supervisor {
+    /// Lists the machines that an earlier supervisor left behind: off the host,
+    /// or ended.
+    pub(crate) fn find_ended(&self) -> Result<()> {
+        for folder in std::fs::read_dir(self.paths.machines())? {
+            let folder = folder?.path();
+            if !folder.is_dir() {
+                continue;
+            }
+            let Ok(bytes) = std::fs::read(folder.join(FILE)) else {
+                // It was being made when its supervisor ended: nobody knows it.
+                std::fs::remove_dir_all(&folder)
+                    .with_context(|| format!("cannot remove {}", folder.display()))?;
+                continue;
+            };
+            let Ok(saved) = serde_json::from_slice::<Saved>(&bytes) else { continue };
+            self.table.restore(self.found(folder, saved));
         }
-        let Ok(bytes) = std::fs::read(folder.join(FILE)) else {
-            // It was being made when its supervisor ended: nobody knows it.
-            std::fs::remove_dir_all(&folder)
-                .with_context(|| format!("cannot remove {}", folder.display()))?;
-            continue;
+        Ok(())
+    }
+
+    fn found(&self, folder: PathBuf, saved: Saved) -> Machine {
+        let rest = saved.rest.as_deref().map(|id| self.recorded_rest(id));
+        let state = match (saved.ended, &rest) {
+            (_, Some(Err(error))) => State::Failed(format!("what it was is not there: {error}")),
+            (Some(reason), _) if saved.failed => State::Failed(reason),
+            (Some(reason), _) => State::Stopped(reason),
+            (None, Some(Ok(_))) => State::Suspended,
+            (None, None) => State::Failed("its supervisor ended while it ran".to_owned()),
         };
-        let Ok(saved) = serde_json::from_slice::<Saved>(&bytes) else { continue };
-        let state = match saved.ended {
-            Some(reason) if saved.failed => State::Failed(reason),
-            Some(reason) => State::Stopped(reason),
-            None => State::Failed("its supervisor ended while it ran".to_owned()),
+        let plain = MachineConfig {
+            memory_bytes: saved.memory_bytes,
+            vcpus: saved.vcpus,
+            disks: Vec::new(),
         };
-        table.restore(Machine {
+        let (rest, config, cmdline) = match rest.and_then(Result::ok) {
+            Some((id, recorded)) => (Some(id), recorded.machine, recorded.cmdline),
+            None => (None, plain, None),
+        };
+        let (nets, macs) = saved.nets.into_iter().unzip();
+        Machine {
             name: saved.name,
-            key: MachineKey(0),
+            key: MachineKey(self.next_key()),
             folder,
-            config: MachineConfig {
-                memory_bytes: saved.memory_bytes,
-                vcpus: saved.vcpus,
-                disks: Vec::new(),
-            },
-            nets: Vec::new(),
-            boots: None,
+            config,
+            nets,
+            macs,
+            boots: cmdline.map(|cmdline| Boots { cmdline, kernel: None }),
             source: saved.source,
             releasing: Mutex::new(()),
             turn: Mutex::new(()),
@@ -79,9 +128,15 @@ pub(crate) fn find_ended(paths: &Paths, table: &Table) -> Result<()> {
             descent: Mutex::new(Descent::Stored(Lineage::ended())),
             layers: Mutex::default(),
             live: Mutex::new(None),
+            rest: Mutex::new(rest),
+            discarded: AtomicBool::new(false),
             last_faults: Mutex::new(None),
-            identity: Identity::new(0),
-        });
+            identity: Identity::new(0, saved.machine_id),
+        }
     }
-    Ok(())
+
+    fn recorded_rest(&self, id: &str) -> Result<(SnapshotId, Recorded)> {
+        let entry = self.store.lookup(id)?;
+        Ok((entry.id, super::config::decode(&entry.record.config)?))
+    }
 }

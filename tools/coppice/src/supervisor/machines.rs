@@ -14,7 +14,7 @@ use super::capture::alive;
 use super::machine::{Live, Machine, State, lock};
 use super::net::Net;
 use super::{Supervisor, net, usage};
-use crate::rpc::{MachineLine, NetLine, PoolLine, Pools, Reply};
+use crate::rpc::{Forked, MachineLine, NetLine, PoolLine, Pools, Reply};
 
 /// How long a machine may take to stop its vCPUs.
 const PAUSE_LIMIT: Duration = Duration::from_secs(30);
@@ -78,8 +78,17 @@ impl Supervisor {
         File::open(&path).with_context(|| format!("cannot read {}", path.display()))
     }
 
-    /// Stops a machine's vCPUs; its memory stays.
-    pub(crate) fn pause(&self, name: &str) -> Result<Reply> {
+    /// Pauses a machine: off the host, or in its place.
+    pub(crate) fn pause(&self, name: &str, in_memory: bool) -> Result<Reply> {
+        if in_memory {
+            return self.pause_in_memory(name);
+        }
+        self.suspend(&*self.table.get(name)?)?;
+        Ok(Reply::Done)
+    }
+
+    /// Stops a machine's vCPUs; its memory stays on the host.
+    fn pause_in_memory(&self, name: &str) -> Result<Reply> {
         let machine = self.table.get(name)?;
         let _turn = lock(&machine.turn);
         let live = alive(&machine)?;
@@ -94,6 +103,16 @@ impl Supervisor {
     /// command.
     pub(crate) fn resume(&self, name: &str) -> Result<Reply> {
         let machine = self.table.get(name)?;
+        match machine.state() {
+            State::Suspended => {
+                self.come_back(&machine)?;
+                return Ok(Reply::Done);
+            }
+            State::Stopped(_) if lock(&machine.rest).is_some() => {
+                bail!("{name} was shut down: `coppice start {name}` boots it again");
+            }
+            _ => {}
+        }
         let _turn = lock(&machine.turn);
         let live = alive(&machine)?;
         if machine.state() == State::Paused {
@@ -105,6 +124,18 @@ impl Supervisor {
         Ok(Reply::Done)
     }
 
+    /// Boots a machine that was shut down from its own disks.
+    pub(crate) fn start_again(&self, name: &str) -> Result<Forked> {
+        let machine = self.table.get(name)?;
+        match machine.state() {
+            State::Suspended => bail!("{name} is suspended: `coppice resume {name}` lets it go on"),
+            State::Paused => bail!("{name} is paused: `coppice resume {name}` lets it go on"),
+            _ => {}
+        }
+        let ready = self.come_back(&machine)?;
+        Ok(Forked { machines: vec![ready], parent_pause_us: 0 })
+    }
+
     /// Shuts the guest down, or ends it without asking.
     pub(crate) fn stop(&self, name: &str, kill: bool) -> Result<Reply> {
         let machine = self.table.get(name)?;
@@ -112,6 +143,11 @@ impl Supervisor {
             end_now(&machine, "it was stopped");
         }
         let _turn = lock(&machine.turn);
+        if machine.state() == State::Suspended {
+            bail!(
+                "{name} is suspended: `coppice resume {name}` first, or remove it with `coppice rm --force {name}`"
+            );
+        }
         if !machine.state().is_alive() {
             self.release(&machine);
             return Ok(Reply::Done);
@@ -121,8 +157,7 @@ impl Supervisor {
             machine.state() == State::Running && self.shut_down(&machine, &live, STOP_LIMIT);
         let how = if asked { "it was shut down" } else { "it was stopped" };
         machine.ended(State::Stopped(how.to_owned()));
-        machine.finish_layers();
-        live.vmm.kill();
+        drop(live);
         self.release(&machine);
         Ok(Reply::Done)
     }
@@ -130,7 +165,8 @@ impl Supervisor {
     /// Forgets a machine and removes its folder.
     pub(crate) fn remove_machine(&self, name: &str, force: bool) -> Result<Reply> {
         let machine = self.table.get(name)?;
-        if machine.state().is_alive() && !force {
+        let lasts = machine.state().is_alive() || machine.state() == State::Suspended;
+        if lasts && !force {
             bail!("{name} is {}: stop it first, or use --force", machine.state().word());
         }
         end_now(&machine, "it was removed");
@@ -147,6 +183,7 @@ impl Supervisor {
             }
             _ => self.table.remove_machine(&machine),
         }
+        self.leave_rest(&machine);
         Ok(Reply::Done)
     }
 
@@ -154,6 +191,7 @@ impl Supervisor {
     pub(crate) fn end_all(&self) {
         for machine in self.table.list() {
             if machine.state().is_alive() {
+                machine.discarded.store(true, Ordering::Release);
                 machine.ended(State::Stopped("its supervisor was ended".to_owned()));
                 self.release(&machine);
             }
@@ -163,6 +201,7 @@ impl Supervisor {
 
 /// Kills a machine's process without waiting for whoever works with it.
 fn end_now(machine: &Arc<Machine>, why: &str) {
+    machine.discarded.store(true, Ordering::Release);
     machine.ended(State::Stopped(why.to_owned()));
     machine.finish_layers();
     if let Some(live) = machine.live() {

@@ -27,6 +27,7 @@ pub(crate) mod paths;
 mod piped;
 mod pools;
 mod read;
+mod rest;
 mod server;
 mod table;
 mod trunk;
@@ -102,7 +103,7 @@ pub(crate) fn serve(paths: Paths, background: bool, zstd_level: i32) -> Result<(
     let (news, ended) = unbounded();
     let (lost, lost_keys) = unbounded();
     let supervisor = Arc::new(Supervisor::new(paths, store, news, lost, ending_on_signals()?)?);
-    machine_file::find_ended(&supervisor.paths, &supervisor.table)?;
+    supervisor.find_ended()?;
     supervisor.watch(ended, lost_keys)?;
     if !background {
         eprintln!("coppice: serving {}", supervisor.paths.store().display());
@@ -284,6 +285,7 @@ impl Supervisor {
             return self.pools.close_layers();
         };
         machine.finish_layers();
+        self.keep_disks(machine, &live);
         live.vmm.kill();
         // No other capture will build on them.
         *lock(&machine.descent) = Descent::Stored(Lineage::ended());

@@ -22,8 +22,7 @@ pub(crate) struct Net {
 
 impl Net {
     /// Makes the host's end, not plugged in yet.
-    pub(crate) fn new(cable: &Cable) -> Result<Self> {
-        let [a, b, c, d, e] = random()?;
+    pub(crate) fn new(cable: &Cable, mac: [u8; 6]) -> Result<Self> {
         let own = format!("cop{:08x}", u32::from_le_bytes(random()?));
         let tap = match cable {
             Cable::Loose => Tap::open(&own, None),
@@ -33,14 +32,19 @@ impl Net {
         let tap = tap.with_context(|| {
             format!("no network device for --net {cable}: it takes root or CAP_NET_ADMIN, /dev/net/tun, and the bridge or tap that it names")
         })?;
-        // Locally administered, one machine's.
-        Ok(Self { tap, mac: [0x02, a, b, c, d, e] })
+        Ok(Self { tap, mac })
     }
 
     /// What the machine is made with.
     pub(crate) fn config(&self) -> NetConfig {
         NetConfig { mac: self.mac }
     }
+}
+
+/// An address that is locally administered and one machine's.
+pub(crate) fn new_mac() -> Result<[u8; 6]> {
+    let [a, b, c, d, e] = random()?;
+    Ok([0x02, a, b, c, d, e])
 }
 
 /// Plugs all cables in, which is harmless if they are.

@@ -169,10 +169,7 @@ pub(super) fn answer(
         Request::Fork(fork) => Reply::Forked(supervisor.fork(&fork, report)?),
         Request::Snapshot { machine, name, cold } => {
             let machine = supervisor.table.get(&machine)?;
-            Reply::Captured(match cold {
-                true => supervisor.capture_cold(&machine, name.as_deref())?,
-                false => supervisor.capture(&machine, name.as_deref())?,
-            })
+            Reply::Captured(supervisor.snapshot(&machine, name.as_deref(), cold)?)
         }
         Request::Machines => Reply::Machines(supervisor.machine_lines()?),
         Request::Agent { machine } => {
@@ -183,8 +180,9 @@ pub(super) fn answer(
         Request::Logs { machine } => {
             return Ok((Reply::Stream, vec![supervisor.console(&machine)?.into()]));
         }
-        Request::Pause { machine } => supervisor.pause(&machine)?,
+        Request::Pause { machine, in_memory } => supervisor.pause(&machine, in_memory)?,
         Request::Resume { machine } => supervisor.resume(&machine)?,
+        Request::Start { machine } => Reply::Forked(supervisor.start_again(&machine)?),
         Request::Stop { machine, kill } => supervisor.stop(&machine, kill)?,
         Request::RemoveMachine { machine, force } => supervisor.remove_machine(&machine, force)?,
         Request::DumpMemory { machine } => {

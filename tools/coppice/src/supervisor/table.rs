@@ -77,6 +77,14 @@ impl Table {
         matches!(slots.get(&machine.name), Some(Some(held)) if Arc::ptr_eq(held, machine))
     }
 
+    /// Puts the machine that came back in the place of the one that it was.
+    pub(crate) fn replace(&self, machine: &Arc<Machine>, again: &Arc<Machine>) {
+        let mut slots = lock(&self.slots);
+        if matches!(slots.get(&machine.name), Some(Some(held)) if Arc::ptr_eq(held, machine)) {
+            slots.insert(again.name.clone(), Some(Arc::clone(again)));
+        }
+    }
+
     /// Forgets this very machine.
     pub(crate) fn remove_machine(&self, machine: &Arc<Machine>) {
         let mut slots = lock(&self.slots);
