@@ -268,7 +268,7 @@ fn a_killed_page_server_is_named(coppice: &Coppice) {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     let reason = machine(coppice, "bereft")["reason"].as_str().unwrap().to_owned();
-    assert!(reason.contains("page server"), "{reason}");
+    assert!(reason.contains("page server ended unexpectedly (signal: 9"), "{reason}");
     coppice.text(&["rm", "bereft"]).unwrap();
     coppice.text(&["fork", "instant", "--name", "next"]).unwrap();
     assert_eq!(

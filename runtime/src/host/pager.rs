@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::Child;
+use std::process::{Child, ExitStatus};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::peer::{News, Peer, PeerError};
 use super::process::Program;
@@ -16,6 +17,11 @@ use crate::protocol::{
 
 /// Packs named in one request.
 const PACKS_AT_ONCE: usize = 1024;
+
+/// How long a process whose channel is closed may take to end, and how often to
+/// look.
+const EXIT_LIMIT: Duration = Duration::from_secs(1);
+const EXIT_RETRY: Duration = Duration::from_millis(5);
 
 /// Every pool and every attached machine with its counters.
 pub type PagerStats = (Vec<(PoolId, PoolStats)>, Vec<(MachineKey, MachineFaults)>);
@@ -48,6 +54,20 @@ impl Pager {
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// How the process ended whose channel has closed; `None` if it is there all
+    /// the same.
+    pub fn exit_status(&self) -> Option<ExitStatus> {
+        let begun = Instant::now();
+        loop {
+            let ended = self.child().try_wait();
+            match ended {
+                Ok(Some(status)) => return Some(status),
+                Ok(None) if begun.elapsed() < EXIT_LIMIT => std::thread::sleep(EXIT_RETRY),
+                _ => return None,
+            }
+        }
     }
 
     /// Gives the page server a pack to read from.
@@ -165,6 +185,10 @@ impl Pager {
         }
     }
 
+    fn child(&self) -> MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn done(
         &self,
         request: &PagerRequest,
@@ -227,7 +251,7 @@ fn sorted(
 
 impl Drop for Pager {
     fn drop(&mut self) {
-        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut child = self.child();
         // Fails only if it has been waited for already, which is the goal.
         drop(child.kill());
         drop(child.wait());

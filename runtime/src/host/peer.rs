@@ -145,7 +145,10 @@ impl<Q: Serialize, M: ServerMessage> Peer<Q, M> {
         std::thread::Builder::new()
             .name(format!("{process} reader"))
             .stack_size(256 << 10)
-            .spawn(move || read_all::<M>(&listen, &sender, news))
+            .spawn({
+                let process = process.clone();
+                move || read_all::<M>(&process, &listen, &sender, news)
+            })
             .map_err(|source| PeerError::Spawn { process: process.clone(), source })?;
         Ok(Self { process, turn: Mutex::new(channel), answers, requests: PhantomData })
     }
@@ -188,18 +191,24 @@ impl<Q: Serialize, M: ServerMessage> Peer<Q, M> {
 }
 
 fn read_all<M: ServerMessage>(
+    process: &str,
     channel: &Channel,
     answers: &Sender<Answer<M::Reply>>,
     mut news: impl FnMut(News<M::Event>),
 ) {
-    while let Ok((message, descriptors)) = channel.receive::<M>() {
-        match message.sort() {
-            Incoming::Reply(reply) => {
-                if answers.send((reply, descriptors)).is_err() {
+    loop {
+        match channel.receive::<M>().map(|(message, received)| (message.sort(), received)) {
+            Ok((Incoming::Reply(reply), received)) => {
+                if answers.send((reply, received)).is_err() {
                     break;
                 }
             }
-            Incoming::Event(event) => news(News::Event(event)),
+            Ok((Incoming::Event(event), _)) => news(News::Event(event)),
+            Err(ChannelError::Closed) => break,
+            Err(error) => {
+                tracing::error!(process, %error, "cannot be understood");
+                break;
+            }
         }
     }
     news(News::Closed);

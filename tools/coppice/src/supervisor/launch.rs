@@ -488,9 +488,8 @@ impl Supervisor {
 
 /// Why a process ended that did not say why: the last line of its log.
 fn last_words(machine: &Machine) -> String {
-    let log = std::fs::read_to_string(machine.folder.join("vmm.log")).unwrap_or_default();
-    match log.lines().rev().find(|line| !line.trim().is_empty()) {
-        Some(line) => format!("its process ended unexpectedly: {}", line.trim()),
+    match super::last_line(&machine.folder.join("vmm.log")) {
+        Some(line) => format!("its process ended unexpectedly: {line}"),
         None => "its process ended unexpectedly".to_owned(),
     }
 }

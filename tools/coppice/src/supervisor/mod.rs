@@ -38,6 +38,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -261,8 +262,11 @@ impl Supervisor {
 
     /// Stops the machines that cannot go on.
     fn fail(&self, key: MachineKey) {
-        let why = lock(&self.losses).get(&key).cloned().unwrap_or_default();
+        let mut why = lock(&self.losses).get(&key).cloned().unwrap_or_default();
         if key == EVERY_MACHINE {
+            // Before there is another one, which begins its log anew.
+            why.push_str(&self.end_of_pager());
+            tracing::error!(why);
             *lock(&self.pager) = None;
             lock(&self.losses).remove(&key);
         }
@@ -272,6 +276,16 @@ impl Supervisor {
                 machine.ended(State::Failed(why.clone()));
                 self.release(&machine);
             }
+        }
+    }
+
+    /// What is known about the end of a page server that did not say why.
+    fn end_of_pager(&self) -> String {
+        let status = self.running_pager().and_then(|pager| pager.exit_status());
+        let how = status.map_or("closed its channel".to_owned(), |status| status.to_string());
+        match last_line(&self.paths.pager_log()) {
+            Some(line) => format!(" ({how}): {line}"),
+            None => format!(" ({how})"),
         }
     }
 
@@ -309,6 +323,12 @@ impl Supervisor {
 
 /// Stands for all machines in a report of loss; no machine has this key.
 const EVERY_MACHINE: MachineKey = MachineKey(u64::MAX);
+
+/// The last line of a log that says anything.
+fn last_line(log: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(log).ok()?;
+    text.lines().map(str::trim).rfind(|line| !line.is_empty()).map(str::to_owned)
+}
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     std::thread::Builder::new()
