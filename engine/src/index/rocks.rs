@@ -8,11 +8,9 @@
 //! on. So packs are remembered until they are flushed, and published again
 //! before anyone looks something up. While even that fails, they are looked up in
 //! memory.
-//!
-//! Keys are hashes, spread evenly, and most look-ups find nothing: see the
-//! bench `scale` for what the settings below do for a large store.
 
 mod code;
+mod setup;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -20,12 +18,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
-use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompactionStyle,
-    DBCompressionType, Direction, FlushOptions, IteratorMode, Options, WriteBatch, WriteOptions,
-};
+use rocksdb::{ColumnFamily, DB, Direction, FlushOptions, IteratorMode, WriteBatch, WriteOptions};
 
 use self::code::{decode_key, decode_pack, decode_place, encode_summary};
+use self::setup::{families, open_for_reading, options, try_open};
 use super::rows::{self, RowChange, RowKey};
 use super::{Index, MemIndex, PackSummary, Place, places};
 use crate::env::lock;
@@ -47,10 +43,6 @@ const LEDGER: &str = "ledger";
 const HINTS: &str = "hints";
 
 const FAMILIES: [&str; 5] = [ENTRIES, PACKS, DISTRUSTED, LEDGER, HINTS];
-const CACHE_LEN: usize = 32 << 20;
-/// Sorted runs of entries before some are merged.
-const RUNS_MAX: i32 = 8;
-const WRITE_BUFFER_LEN: usize = 32 << 20;
 const BATCH_ENTRIES: usize = 1 << 16;
 /// Entries of packs that are remembered until they are flushed, 20 bytes each.
 const UNFLUSHED_MAX: usize = 1 << 20;
@@ -92,39 +84,6 @@ fn failed(error: rocksdb::Error) -> StoreError {
     } else {
         StoreError::Index(text)
     }
-}
-
-fn options() -> Options {
-    let mut options = Options::default();
-    options.create_if_missing(true);
-    options.create_missing_column_families(true);
-    options.set_max_open_files(256);
-    options.set_keep_log_file_num(2);
-    options.set_write_buffer_size(WRITE_BUFFER_LEN);
-    options.set_atomic_flush(true);
-    options.set_manifest_preallocation_size(64 << 10);
-    options
-}
-
-fn entry_options(cache: &Cache) -> Options {
-    let mut table = BlockBasedOptions::default();
-    // A look-up of something new asks every run; one in a thousand is wrong.
-    table.set_bloom_filter(14.0, false);
-    table.set_block_cache(cache);
-    let mut options = options();
-    options.set_block_based_table_factory(&table);
-    // Keys are hashes and places are small: nothing here compresses.
-    options.set_compression_type(DBCompressionType::None);
-    // Most look-ups find nothing: a filter spares them the walk through what
-    // is not flushed yet.
-    options.set_memtable_prefix_bloom_ratio(0.05);
-    options.set_memtable_whole_key_filtering(true);
-    // Keys are spread evenly, so merging into levels rewrites all of a level
-    // each time; merging runs of like size rewrites an entry once for each
-    // eightfold growth.
-    options.set_compaction_style(DBCompactionStyle::Universal);
-    options.set_level_zero_file_num_compaction_trigger(RUNS_MAX);
-    options
 }
 
 impl RocksIndex {
@@ -263,7 +222,6 @@ fn add_over(
 ) -> Result<(), StoreError> {
     let mut batch = WriteBatch::default();
     let mut copies = BTreeSet::new();
-    // In order, so that each is put beside the one before.
     let mut new: Vec<_> = places(pack).collect();
     new.sort_unstable();
     for (key, place) in new {
@@ -303,23 +261,13 @@ fn closed() -> StoreError {
     StoreError::Index("it could not be opened again after a failed write".to_owned())
 }
 
-fn families() -> [ColumnFamilyDescriptor; FAMILIES.len()] {
-    let cache = Cache::new_lru_cache(CACHE_LEN);
-    FAMILIES.map(|family| ColumnFamilyDescriptor::new(family, entry_options(&cache)))
-}
-
-fn try_open(dir: &Path) -> Result<DB, rocksdb::Error> {
-    DB::open_cf_descriptors(&options(), dir, families())
-}
-
-fn open_for_reading(dir: &Path) -> Result<DB, rocksdb::Error> {
-    DB::open_cf_descriptors_read_only(&options(), dir, families(), false)
-}
-
 fn family<'d>(db: &'d DB, name: &'static str) -> &'d ColumnFamily {
     db.cf_handle(name).expect("all families are opened together")
 }
 
+/// Writes a batch. Its keys are in ascending order in each family, so that each
+/// is put beside the one before: out of order, that would walk far through what
+/// is not flushed yet for each of them.
 fn unlogged(db: &DB, batch: WriteBatch) -> Result<(), StoreError> {
     let mut options = WriteOptions::default();
     options.disable_wal(true);
@@ -474,7 +422,9 @@ impl Index for RocksIndex {
     fn write_hints(&self, hints: &[(ObjectKey, Option<Vec<u8>>)]) -> Result<(), StoreError> {
         self.writing(|db| {
             let mut batch = WriteBatch::default();
-            for (key, hint) in hints {
+            let mut sorted: Vec<_> = hints.iter().collect();
+            sorted.sort_by_key(|(key, _)| *key);
+            for (key, hint) in sorted {
                 match hint {
                     Some(bytes) => batch.put_cf(family(db, HINTS), key.0, bytes),
                     None => batch.delete_cf(family(db, HINTS), key.0),
@@ -543,7 +493,9 @@ impl Index for RocksIndex {
                 return Ok(());
             }
             let mut batch = WriteBatch::default();
-            for (key, value) in rows {
+            let mut sorted: Vec<&RowChange> = rows.iter().collect();
+            sorted.sort_by_key(|(key, _)| key);
+            for (key, value) in sorted {
                 match value {
                     Some(value) => batch.put_cf(family(db, LEDGER), key, value),
                     None => batch.delete_cf(family(db, LEDGER), key),
