@@ -15,6 +15,7 @@ use crate::read::PageMap;
 use crate::tree::patch::Patch;
 use crate::tree::stream::StreamNode;
 use crate::tree::{Node, RootRecord};
+use crate::units::to_usize;
 
 /// A decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,13 +94,20 @@ impl Decoder {
                 let kind = FrameKind::Objects;
                 let count = bytes.first().copied().map_or(0, u32::from);
                 let plain = bytes.get(1..).unwrap_or_default().to_vec();
-                drop(object::list(&frame::Frame { kind, count, plain }));
+                let frame = frame::Frame::new(kind, count, plain);
+                let listed = object::list(&frame);
+                for slot in 0..=count {
+                    let found = frame.object(slot).ok().flatten();
+                    let listed = listed.as_ref().ok();
+                    let expected = listed.and_then(|all| all.get(to_usize(u64::from(slot))));
+                    assert_eq!(found.as_ref(), expected, "both ways find the same object");
+                }
             }
             Self::Pieces => {
                 let kind = FrameKind::Pieces;
                 let count = bytes.first().copied().map_or(0, u32::from);
                 let plain = bytes.get(1..).unwrap_or_default().to_vec();
-                drop(pieces::list(&frame::Frame { kind, count, plain }));
+                drop(pieces::list(&frame::Frame::new(kind, count, plain)));
             }
             Self::PackTables => pack_tables(bytes),
             Self::Node => same(Node::decode(bytes).ok().map(|node| node.encode()), bytes),

@@ -172,7 +172,7 @@ mod tests {
     use crate::pack::FrameKind;
 
     fn frame(len: usize) -> Frame {
-        Frame { kind: FrameKind::Pages, count: 1, plain: vec![7; len] }
+        Frame::new(FrameKind::Pages, 1, vec![7; len])
     }
 
     const KEY: FrameKey = (PackId(1), 16);

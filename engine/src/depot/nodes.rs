@@ -7,10 +7,9 @@ use crate::env::lock;
 use crate::error::{FormatError, StoreError};
 use crate::id::{NodeId, ObjectKey, Root};
 use crate::index::Place;
-use crate::pack::{ObjectKind, object};
+use crate::pack::ObjectKind;
 use crate::tree::patch::Patch;
 use crate::tree::{ImageRef, Node, NodeSource, RootRecord};
-use crate::units::to_usize;
 
 /// Patches are made on full nodes. When two sessions store the same node at
 /// once, one of them may store it as a patch after the other's full one was
@@ -38,8 +37,7 @@ impl Depot {
         };
         let Some((location, frame)) = self.following(read)? else { return Ok(None) };
         let damaged = damage_at(location);
-        let objects = object::list(&frame).map_err(damaged)?;
-        let found = objects.get(to_usize(u64::from(location.slot)));
+        let found = frame.object(location.slot).map_err(damaged)?;
         Ok(found.map(|object| (location, object.kind, object.bytes.to_vec())))
     }
 
@@ -76,8 +74,7 @@ impl Depot {
     pub(crate) fn form_at(&self, place: Place) -> Result<Option<Option<NodeId>>, StoreError> {
         let Some(location) = self.location(place)? else { return Ok(None) };
         let frame = self.frame(location.pack, &location.span)?;
-        let objects = object::list(&frame).map_err(damage_at(location))?;
-        let found = objects.get(to_usize(u64::from(location.slot)));
+        let found = frame.object(location.slot).map_err(damage_at(location))?;
         Ok(match found.map(|object| (object.kind, object.bytes)) {
             Some((ObjectKind::Node, _)) => Some(None),
             Some((ObjectKind::NodePatch, bytes)) => {
@@ -167,8 +164,7 @@ impl Depot {
     fn node_at(&self, id: &NodeId, at: &Spot, depth_left: u8) -> Result<RecentNode, StoreError> {
         let frame = self.frame(at.pack, &at.objects())?;
         let bad = |source| StoreError::Damaged { pack: at.pack, offset: at.offset, source };
-        let objects = object::list(&frame).map_err(bad)?;
-        let object = objects.get(to_usize(u64::from(at.slot)));
+        let object = frame.object(at.slot).map_err(bad)?;
         match object.map(|object| (object.kind, object.bytes)) {
             Some((ObjectKind::Node, bytes)) if NodeId::of(bytes) == *id => {
                 let node = Arc::new(Node::decode(bytes).map_err(bad)?);
@@ -192,8 +188,7 @@ impl Depot {
         let own = self.own_spots(&[image.root.key()]).pop().flatten();
         let hinted = own.and_then(|at| {
             let frame = self.frame(at.pack, &at.objects()).ok()?;
-            let objects = object::list(&frame).ok()?;
-            let object = objects.get(to_usize(u64::from(at.slot)))?;
+            let object = frame.object(at.slot).ok()??;
             let is_root = object.kind == ObjectKind::Root && Root::of(object.bytes) == image.root;
             let record = RootRecord::decode(object.bytes).ok().filter(|_| is_root)?;
             (record.image() == *image).then_some(record)

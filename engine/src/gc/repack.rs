@@ -104,7 +104,8 @@ impl Gathered {
                 plain.extend_from_slice(chunk.map_err(Failure::Format)?);
             }
             FrameKind::Objects | FrameKind::Catalog => {
-                let found = object::list(frame).map_err(Failure::Format)?[slot];
+                let found = frame.object(to_u32(slot)).and_then(|it| it.ok_or(FormatError::Short));
+                let found = found.map_err(Failure::Format)?;
                 object::put(&mut plain, found.kind, found.bytes);
             }
         }

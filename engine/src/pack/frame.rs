@@ -12,10 +12,12 @@
 //! verified before anything is decompressed.
 
 use std::cell::RefCell;
+use std::sync::OnceLock;
 
 use zstd::bulk::{Compressor, Decompressor};
 
 use super::fields::{Fields, bound, checksum};
+use super::object::{self, Object};
 use super::pieces;
 use crate::error::FormatError;
 use crate::id::ObjectKey;
@@ -102,9 +104,30 @@ pub(crate) struct Frame {
     pub(crate) kind: FrameKind,
     pub(crate) count: u32,
     pub(crate) plain: Vec<u8>,
+    /// Where its objects begin, once somebody asked; a frame is kept and asked
+    /// for one object after the other.
+    starts: OnceLock<Box<[u32]>>,
 }
 
 impl Frame {
+    pub(crate) fn new(kind: FrameKind, count: u32, plain: Vec<u8>) -> Self {
+        Self { kind, count, plain, starts: OnceLock::new() }
+    }
+
+    /// An object that is not a chunk, if there are so many; it is not verified
+    /// yet.
+    pub(crate) fn object(&self, slot: u32) -> Result<Option<Object<'_>>, FormatError> {
+        let starts = match self.starts.get() {
+            Some(starts) => starts,
+            None => {
+                let starts = object::starts(self)?;
+                self.starts.get_or_init(|| starts)
+            }
+        };
+        let start = starts.get(to_usize(u64::from(slot)));
+        start.map(|start| object::at(self, to_usize(u64::from(*start)))).transpose()
+    }
+
     /// The chunk in a slot; it is not verified yet.
     pub(crate) fn chunk(&self, slot: u32) -> Option<&[u8]> {
         let slot = to_usize(u64::from(slot));
@@ -250,7 +273,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Frame, FormatError> {
         CODEC_RAW => stored.to_vec(),
         _ => decompress(stored, to_usize(u64::from(header.plain_len)))?,
     };
-    Ok(Frame { kind: header.kind, count: header.count, plain })
+    Ok(Frame::new(header.kind, header.count, plain))
 }
 
 fn decompress(stored: &[u8], plain_len: usize) -> Result<Vec<u8>, FormatError> {

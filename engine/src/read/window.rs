@@ -112,7 +112,7 @@ impl Window {
 }
 
 fn only(page: &Page) -> Result<Frame, ReadCause> {
-    Ok(Frame { kind: FrameKind::Pages, count: 1, plain: page.to_vec() })
+    Ok(Frame::new(FrameKind::Pages, 1, page.to_vec()))
 }
 
 /// Names what could not be had, and why.
