@@ -46,8 +46,10 @@ use crate::units::TEMP_DIR;
 
 /// Pack ids skipped when the root log is lost; there are 2^40.
 const LOST_IDS: u64 = 1 << 20;
-/// Open pack files kept at once.
-const FILES_MAX: usize = 256;
+/// Open pack files kept at once, whatever the process may open.
+const FILES_MIN: usize = 128;
+/// The same at most.
+const FILES_MAX: u64 = 4096;
 /// Bytes of directories kept in memory.
 const DIRECTORIES_LEN_MAX: usize = 32 << 20;
 /// Bytes of nodes kept in memory: the leaves of 4 GiB of images.

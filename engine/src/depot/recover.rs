@@ -10,7 +10,8 @@ use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 
-use super::{Cache, DIRECTORIES_LEN_MAX, Depot, FILES_MAX, FRAMES_LEN_MAX, HINTS_LEN_MAX};
+use super::view::files_max;
+use super::{Cache, DIRECTORIES_LEN_MAX, Depot, FRAMES_LEN_MAX, HINTS_LEN_MAX};
 use super::{ChunkFrames, NODES_LEN_MAX, Pins};
 use crate::env::lock;
 use crate::error::StoreError;
@@ -61,7 +62,7 @@ impl Depot {
             next_temp: AtomicU64::new(1),
             fenced: AtomicBool::new(false),
             read_only: false,
-            files: Mutex::new(Cache::new(FILES_MAX)),
+            files: Mutex::new(Cache::new(files_max())),
             directories: Mutex::new(Cache::new(DIRECTORIES_LEN_MAX)),
             frames: Mutex::new(Cache::new(FRAMES_LEN_MAX)),
             chunk_frames: ChunkFrames::new(0),

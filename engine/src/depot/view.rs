@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use rustix::process::{Resource, getrlimit};
 
-use super::{Cache, Depot, FILES_MAX};
+use super::{Cache, Depot, FILES_MAX, FILES_MIN};
 use crate::env::lock;
 use crate::error::StoreError;
 use crate::id::PackId;
@@ -71,6 +71,15 @@ impl Depot {
 
 /// Half of what the process may open is left to everything else.
 fn held_max() -> usize {
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(HELD_MAX);
-    to_usize((limit / 2).min(HELD_MAX)).max(FILES_MAX)
+    to_usize((files_limit() / 2).min(HELD_MAX)).max(FILES_MIN)
+}
+
+/// Open pack files kept at once, if they can be opened again: an eighth of
+/// what the process may open.
+pub(super) fn files_max() -> usize {
+    to_usize((files_limit() / 8).min(FILES_MAX)).max(FILES_MIN)
+}
+
+fn files_limit() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(HELD_MAX)
 }
