@@ -2,8 +2,10 @@
 //! for since; then it is spared once. So a long reading in order does not push
 //! out what is asked for again and again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::hash::Hash;
+
+use foldhash::{HashMap as FastMap, HashMapExt};
 
 #[derive(Debug)]
 struct Kept<V> {
@@ -15,7 +17,7 @@ struct Kept<V> {
 /// Values with weights, whose sum stays within a limit.
 #[derive(Debug)]
 pub(super) struct Cache<K, V> {
-    values: HashMap<K, Kept<V>>,
+    values: FastMap<K, Kept<V>>,
     order: VecDeque<K>,
     weight: usize,
     weight_max: usize,
@@ -23,7 +25,7 @@ pub(super) struct Cache<K, V> {
 
 impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
     pub(super) fn new(weight_max: usize) -> Self {
-        Self { values: HashMap::new(), order: VecDeque::new(), weight: 0, weight_max }
+        Self { values: FastMap::new(), order: VecDeque::new(), weight: 0, weight_max }
     }
 
     /// Changes the limit.

@@ -11,6 +11,8 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use foldhash::HashMap as FastMap;
+
 use super::hint::{Hint, Spot};
 use super::{Depot, LocatorState};
 use crate::env::lock;
@@ -51,7 +53,7 @@ pub(crate) struct Resolved<'a> {
 /// Remembers which packs are published, for as long as one look-up takes.
 #[derive(Debug, Default)]
 pub(crate) struct PublishedPacks {
-    lens: HashMap<PackId, Option<u64>>,
+    lens: FastMap<PackId, Option<u64>>,
     last: Option<(PackId, Option<u64>)>,
 }
 

@@ -2,9 +2,10 @@
 //! lie. The index is asked for what no hint is good for, and the answer is
 //! kept for the next time.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+
+use foldhash::{HashMap as FastMap, HashMapExt};
 
 use super::map::{FrameRef, PageMap, Row};
 use crate::depot::{
@@ -62,7 +63,7 @@ struct Builder<'d> {
     locator: Locator<'d>,
     packs: PublishedPacks,
     frames: Vec<FrameRef>,
-    frame_numbers: HashMap<(PackId, u64), u32>,
+    frame_numbers: FastMap<(PackId, u64), u32>,
     last: Option<(FrameRef, u32)>,
     rows: Vec<Row>,
 }
@@ -83,7 +84,7 @@ pub(crate) fn build(
         locator: Locator::new(depot),
         packs: PublishedPacks::default(),
         frames: Vec::new(),
-        frame_numbers: HashMap::new(),
+        frame_numbers: FastMap::new(),
         last: None,
         rows: Vec::new(),
     };
