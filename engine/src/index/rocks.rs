@@ -67,6 +67,8 @@ pub(crate) struct RocksIndex {
 struct Unflushed {
     packs: Vec<DurablePack>,
     entries: usize,
+    /// Packs that were flushed since.
+    forgotten: usize,
 }
 
 impl std::fmt::Debug for RocksIndex {
@@ -135,20 +137,26 @@ impl RocksIndex {
 
     /// Makes everything so far durable.
     fn flush(&self, db: &DB) -> Result<(), StoreError> {
-        // Only one pack at a time is published, so none comes in between
-        // that the flush does not see.
+        // What comes in between is perhaps not seen by the flush.
+        let seen = lock(&self.unflushed).end();
         flush(db)?;
-        lock(&self.unflushed).clear();
+        lock(&self.unflushed).forget(seen);
         Ok(())
     }
 
-    /// Keeps a published pack until it is flushed.
-    fn remember(&self, pack: &DurablePack) -> Result<(), StoreError> {
-        let mut unflushed = lock(&self.unflushed);
-        unflushed.entries += pack.directory.keys.len();
-        unflushed.packs.push(pack.clone());
-        if unflushed.entries > UNFLUSHED_MAX {
-            drop(unflushed);
+    /// Publishes a pack and keeps it until it is flushed. Both while the
+    /// database is held: it is not opened again in between.
+    fn put(
+        &self,
+        pack: &DurablePack,
+        add: impl Fn(&DB) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.writing(|db| {
+            add(db)?;
+            lock(&self.unflushed).add(pack.clone());
+            Ok(())
+        })?;
+        if lock(&self.unflushed).entries > UNFLUSHED_MAX {
             self.writing(|db| self.flush(db))?;
         }
         Ok(())
@@ -195,8 +203,22 @@ impl RocksIndex {
 }
 
 impl Unflushed {
-    fn clear(&mut self) {
-        *self = Self::default();
+    fn add(&mut self, pack: DurablePack) {
+        self.entries += pack.directory.keys.len();
+        self.packs.push(pack);
+    }
+
+    /// How many packs were ever added.
+    fn end(&self) -> usize {
+        self.forgotten + self.packs.len()
+    }
+
+    /// Forgets the packs that were added when there had been so many.
+    fn forget(&mut self, end: usize) {
+        let count = end.saturating_sub(self.forgotten);
+        let gone = self.packs.drain(..count);
+        self.entries -= gone.map(|pack| pack.directory.keys.len()).sum::<usize>();
+        self.forgotten += count;
     }
 }
 
@@ -320,17 +342,15 @@ impl Index for RocksIndex {
     }
 
     fn publish(&self, pack: &DurablePack) -> Result<(), StoreError> {
-        self.writing(|db| add(db, pack))?;
-        self.remember(pack)
+        self.put(pack, |db| add(db, pack))
     }
 
     fn publish_new(&self, pack: &DurablePack, generation: u64) -> Result<(), StoreError> {
         // Generations rise where writing begins, before this is asked.
-        self.writing(|db| match self.generation() == generation {
+        self.put(pack, |db| match self.generation() == generation {
             true => add_over(db, pack, HashMap::new()),
             false => add(db, pack),
-        })?;
-        self.remember(pack)
+        })
     }
 
     fn retire(&self, pack: PackId, moves: &[(ObjectKey, Option<Place>)]) -> Result<(), StoreError> {
@@ -382,7 +402,10 @@ impl Index for RocksIndex {
         self.writing(|db| {
             let all = [PACKS, ENTRIES, DISTRUSTED, LEDGER, HINTS];
             all.iter().try_for_each(|family| clear(db, family))?;
-            lock(&self.unflushed).clear();
+            let mut unflushed = lock(&self.unflushed);
+            let all = unflushed.end();
+            unflushed.forget(all);
+            drop(unflushed);
             tell_copies(db)?;
             flush(db)
         })
@@ -535,6 +558,19 @@ mod tests {
         let mut directory = Directory::empty();
         directory.push(FrameKind::Pages, 100, &[ChunkId::of(b"x").key()], &[]);
         DurablePack { pack: PackId(number), directory, file_len: 500 }
+    }
+
+    #[test]
+    fn only_what_was_there_before_a_flush_is_forgotten_by_it() {
+        let mut unflushed = Unflushed::default();
+        unflushed.add(pack(1));
+        let (one, other) = (unflushed.end(), unflushed.end());
+        unflushed.add(pack(2));
+        unflushed.forget(one);
+        unflushed.forget(other);
+        assert_eq!((unflushed.packs.len(), unflushed.entries), (1, 1));
+        unflushed.forget(unflushed.end());
+        assert_eq!((unflushed.packs.len(), unflushed.entries), (0, 0));
     }
 
     #[test]
