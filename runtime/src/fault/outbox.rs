@@ -22,9 +22,15 @@ impl Outbox {
         let (sender, receiver) = unbounded::<Letter>();
         let write = move || {
             for (message, descriptor) in receiver {
-                if let Err(ChannelError::Closed | ChannelError::Io(_)) =
-                    send(&channel, &message, descriptor.as_ref())
-                {
+                let sent = match (send(&channel, &message, descriptor.as_ref()), &message) {
+                    // Whoever waits for it must hear something.
+                    (Err(error @ ChannelError::TooLarge { .. }), PagerMessage::Reply(_)) => {
+                        let refusal = PagerMessage::Reply(Err(error.to_string()));
+                        send(&channel, &refusal, None)
+                    }
+                    (sent, _) => sent,
+                };
+                if let Err(ChannelError::Closed | ChannelError::Io(_)) = sent {
                     return;
                 }
             }

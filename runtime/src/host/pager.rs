@@ -48,6 +48,8 @@ impl Pager {
         let pid = child.id();
         let layers = Arc::new(Layers::default());
         let peer = Peer::new(process, channel, sorted(Arc::clone(&layers), news))?;
+        // It lists the pages of a machine of any size.
+        peer.expect_bodies(usize::MAX);
         Ok(Self { peer, layers, child: Mutex::new(child), pid })
     }
 

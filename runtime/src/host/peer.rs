@@ -6,9 +6,10 @@
 
 use std::marker::PhantomData;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -16,7 +17,7 @@ use crate::protocol::{
     PagerEvent, PagerMessage, PagerReply, VmmEvent, VmmMessage, VmmReply, ZygoteEvent,
     ZygoteMessage, ZygoteReply,
 };
-use crate::sys::channel::{Channel, ChannelError};
+use crate::sys::channel::{BODY_MAX, Channel, ChannelError};
 
 /// Why a request to another process failed.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +128,8 @@ pub struct Peer<Q, M: ServerMessage> {
     /// Held for a whole request, so that replies cannot be mixed up.
     turn: Mutex<Channel>,
     answers: Receiver<Answer<M::Reply>>,
+    /// The longest answer that is taken.
+    body_max: Arc<AtomicUsize>,
     requests: PhantomData<fn(Q)>,
 }
 
@@ -141,16 +144,25 @@ impl<Q: Serialize, M: ServerMessage> Peer<Q, M> {
         let listen = channel
             .try_clone()
             .map_err(|source| PeerError::Channel { process: process.clone(), source })?;
-        let (sender, answers) = unbounded();
+        // One request waits at a time: a server that says more than it was asked
+        // for is not listened to.
+        let (sender, answers) = bounded(1);
+        let body_max = Arc::new(AtomicUsize::new(BODY_MAX));
+        let limit = Arc::clone(&body_max);
         std::thread::Builder::new()
             .name(format!("{process} reader"))
             .stack_size(256 << 10)
             .spawn({
                 let process = process.clone();
-                move || read_all::<M>(&process, &listen, &sender, news)
+                move || read_all::<M>(&process, &listen, (&sender, &limit), news)
             })
             .map_err(|source| PeerError::Spawn { process: process.clone(), source })?;
-        Ok(Self { process, turn: Mutex::new(channel), answers, requests: PhantomData })
+        Ok(Self { process, turn: Mutex::new(channel), answers, body_max, requests: PhantomData })
+    }
+
+    /// Takes answers up to this length in bytes from now on.
+    pub fn expect_bodies(&self, body_max: usize) {
+        self.body_max.store(body_max, Ordering::Relaxed);
     }
 
     /// Asks, and waits for the answer.
@@ -193,13 +205,14 @@ impl<Q: Serialize, M: ServerMessage> Peer<Q, M> {
 fn read_all<M: ServerMessage>(
     process: &str,
     channel: &Channel,
-    answers: &Sender<Answer<M::Reply>>,
+    (answers, body_max): (&Sender<Answer<M::Reply>>, &AtomicUsize),
     mut news: impl FnMut(News<M::Event>),
 ) {
+    let next = || channel.receive_up_to::<M>(body_max.load(Ordering::Relaxed));
     loop {
-        match channel.receive::<M>().map(|(message, received)| (message.sort(), received)) {
+        match next().map(|(message, received)| (message.sort(), received)) {
             Ok((Incoming::Reply(reply), received)) => {
-                if answers.send((reply, received)).is_err() {
+                if answers.try_send((reply, received)).is_err() {
                     break;
                 }
             }

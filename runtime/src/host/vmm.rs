@@ -9,8 +9,10 @@ use super::peer::{News, Peer, PeerError};
 use super::process::Process;
 use super::zygote::Unborn;
 use crate::protocol::{
-    MachineConfig, NetConfig, PageRun, Region, Start, VmmEvent, VmmMessage, VmmReply, VmmRequest,
+    MachineConfig, NetConfig, PAGE_SIZE, PageRun, Region, Start, VmmEvent, VmmMessage, VmmReply,
+    VmmRequest,
 };
+use crate::sys::channel::BODY_MAX;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::remote_memory::RemoteMemory;
 
@@ -76,6 +78,7 @@ impl Vmm {
         start: Start,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Built, PeerError> {
+        self.peer.expect_bodies(longest_answer(&config));
         let request = VmmRequest::Build { config, nets, start };
         let (reply, received) = self.peer.call(&request, descriptors)?;
         let VmmReply::Built { regions } = reply else { return Err(self.peer.out_of_turn()) };
@@ -166,6 +169,14 @@ impl Vmm {
     pub fn kill(&self) {
         self.process.end();
     }
+}
+
+/// What a machine may have to say: its state, and which blocks its overlays
+/// hold. Every second block can be a run of its own, and takes at most sixteen
+/// bytes then.
+fn longest_answer(config: &MachineConfig) -> usize {
+    let blocks: u64 = config.disks.iter().map(|disk| disk.len.div_ceil(PAGE_SIZE)).sum();
+    BODY_MAX.saturating_add(usize::try_from(blocks.saturating_mul(8)).unwrap_or(usize::MAX))
 }
 
 impl Drop for Vmm {

@@ -1,16 +1,20 @@
 //! A message channel between two Coppice processes on one host.
 //!
 //! A connected pair of unix stream sockets carries length-prefixed `postcard`
-//! messages, each with up to [`MAX_DESCRIPTORS`] file descriptors. The
+//! messages, each with up to [`DESCRIPTORS_MAX`] file descriptors. The
 //! descriptors ride on the first byte of the message's header, so a message
-//! and its descriptors can never be paired wrongly.
+//! and its descriptors can never be paired wrongly. More than the kernel takes
+//! at once ride on bytes of their own behind the header.
 //!
 //! ```text
-//! ┌──────────────┬──────────────┬───────────────┐
-//! │ body_len u32 │ descriptors  │ body          │
-//! │ little-endian│ u32          │ body_len bytes│
-//! └──────────────┴──────────────┴───────────────┘
+//! ┌──────────────┬──────────────┬───────────────────────┬───────────────┐
+//! │ body_len u32 │ descriptors  │ a zero for each 253   │ body          │
+//! │ little-endian│ u32          │ after the first 253   │ body_len bytes│
+//! └──────────────┴──────────────┴───────────────────────┴───────────────┘
 //! ```
+//!
+//! Invariant: what a peer announces costs nothing until it arrives, and what
+//! arrives is bounded by what this end expects of that peer.
 
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -24,12 +28,21 @@ use rustix::net::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The kernel refuses more than this many descriptors in one message
-/// (`SCM_MAX_FD`); a longer list travels in several messages.
-pub const MAX_DESCRIPTORS: usize = 253;
+/// Descriptors that the kernel takes at once (`SCM_MAX_FD`).
+const GROUP: usize = 253;
 
-/// A body longer than this is refused before anything is allocated.
-pub const MAX_BODY: usize = 64 << 20;
+/// More descriptors than this do not go with one message. A machine's process
+/// may have twice as many open.
+pub const DESCRIPTORS_MAX: usize = 2048;
+
+/// A longer body is refused, unless the channel expects more.
+pub const BODY_MAX: usize = 64 << 20;
+
+/// The longest body that a header can announce.
+const BODY_LIMIT: usize = u32::MAX as usize;
+
+/// Room for a body before its bytes arrive.
+const ROOM: usize = 1 << 20;
 
 const HEADER: usize = 8;
 
@@ -67,12 +80,25 @@ pub enum ChannelError {
 #[derive(Debug)]
 pub struct Channel {
     socket: UnixStream,
+    body_max: usize,
 }
 
 impl Channel {
     /// Wraps a connected stream socket.
     pub fn new(socket: UnixStream) -> Self {
-        Self { socket }
+        Self { socket, body_max: BODY_MAX }
+    }
+
+    /// The same with another limit for bodies.
+    #[must_use]
+    pub fn with_body_max(self, body_max: usize) -> Self {
+        Self { body_max: body_max.min(BODY_LIMIT), ..self }
+    }
+
+    /// The same for a peer that is trusted to send what is needed and no more.
+    #[must_use]
+    pub fn trusting(self) -> Self {
+        self.with_body_max(BODY_LIMIT)
     }
 
     /// A connected pair, both ends close-on-exec.
@@ -84,7 +110,7 @@ impl Channel {
     /// A second handle on the same end, so that one thread can receive while
     /// another sends.
     pub fn try_clone(&self) -> Result<Self, ChannelError> {
-        Ok(Self::new(self.socket.try_clone()?))
+        Ok(Self { socket: self.socket.try_clone()?, body_max: self.body_max })
     }
 
     /// The socket below, for polling.
@@ -106,35 +132,63 @@ impl Channel {
         let body = postcard::to_stdvec(message)?;
         let too_large =
             || ChannelError::TooLarge { body: body.len(), descriptors: descriptors.len() };
-        if body.len() > MAX_BODY || descriptors.len() > MAX_DESCRIPTORS {
+        if body.len() > BODY_LIMIT || descriptors.len() > DESCRIPTORS_MAX {
             return Err(too_large());
         }
         let mut bytes = Vec::with_capacity(HEADER + body.len());
         bytes.extend(u32::try_from(body.len()).map_err(|_| too_large())?.to_le_bytes());
         bytes.extend(u32::try_from(descriptors.len()).map_err(|_| too_large())?.to_le_bytes());
-        bytes.extend(&body);
-
-        let sent = send_first(&self.socket, &bytes, descriptors)?;
-        (&self.socket).write_all(&bytes[sent..]).map_err(closed)
+        let (first, others) = descriptors.split_at(descriptors.len().min(GROUP));
+        if others.is_empty() {
+            bytes.extend(&body);
+            let sent = send_first(&self.socket, &bytes, first)?;
+            return (&self.socket).write_all(&bytes[sent..]).map_err(closed);
+        }
+        let sent = send_first(&self.socket, &bytes, first)?;
+        (&self.socket).write_all(&bytes[sent..]).map_err(closed)?;
+        for group in others.chunks(GROUP) {
+            // One byte is sent or none.
+            send_first(&self.socket, &[0], group)?;
+        }
+        (&self.socket).write_all(&body).map_err(closed)
     }
 
     /// Receives one message with its descriptors; blocks until it is whole.
     pub fn receive<T: DeserializeOwned>(&self) -> Result<(T, Vec<OwnedFd>), ChannelError> {
+        self.receive_up_to(self.body_max)
+    }
+
+    /// The same with another limit for this body.
+    pub fn receive_up_to<T: DeserializeOwned>(
+        &self,
+        body_max: usize,
+    ) -> Result<(T, Vec<OwnedFd>), ChannelError> {
         let mut header = [0; HEADER];
-        let (got, received) = receive_first(&self.socket, &mut header)?;
+        let (got, mut received) = receive_first(&self.socket, &mut header)?;
         (&self.socket).read_exact(&mut header[got..]).map_err(closed)?;
         let [b0, b1, b2, b3, d0, d1, d2, d3] = header;
         let body = usize::try_from(u32::from_le_bytes([b0, b1, b2, b3])).unwrap_or(usize::MAX);
         let announced = usize::try_from(u32::from_le_bytes([d0, d1, d2, d3])).unwrap_or(usize::MAX);
-        if body > MAX_BODY || announced > MAX_DESCRIPTORS {
+        if body > body_max || announced > DESCRIPTORS_MAX {
             return Err(ChannelError::TooLarge { body, descriptors: announced });
         }
-        if received.len() != announced {
+        let mut whole = received.len() == announced.min(GROUP);
+        while whole && received.len() < announced {
+            let group = receive_first(&self.socket, &mut [0])?.1;
+            whole = group.len() == (announced - received.len()).min(GROUP);
+            received.extend(group);
+        }
+        if !whole {
             return Err(ChannelError::LostDescriptors { announced, received: received.len() });
         }
-        let mut bytes = vec![0; body];
-        (&self.socket).read_exact(&mut bytes).map_err(closed)?;
-        Ok((postcard::from_bytes(&bytes)?, received))
+        Ok((postcard::from_bytes(&self.receive_body(body)?)?, received))
+    }
+
+    fn receive_body(&self, len: usize) -> Result<Vec<u8>, ChannelError> {
+        let mut bytes = Vec::with_capacity(len.min(ROOM));
+        let limit = u64::try_from(len).unwrap_or(u64::MAX);
+        (&self.socket).take(limit).read_to_end(&mut bytes).map_err(closed)?;
+        if bytes.len() < len { Err(ChannelError::Closed) } else { Ok(bytes) }
     }
 }
 
@@ -143,7 +197,7 @@ fn send_first(
     bytes: &[u8],
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<usize, ChannelError> {
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(GROUP))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() {
         ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
@@ -159,9 +213,9 @@ fn send_first(
 
 fn receive_first(
     socket: &UnixStream,
-    header: &mut [u8; HEADER],
+    header: &mut [u8],
 ) -> Result<(usize, Vec<OwnedFd>), ChannelError> {
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(GROUP))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let message = loop {
         match recvmsg(
@@ -230,6 +284,53 @@ mod tests {
         let sender = std::thread::spawn(move || left.send(&body, &[]).unwrap());
         assert_eq!(right.receive::<Vec<u8>>().unwrap().0, expected);
         sender.join().unwrap();
+    }
+
+    #[test]
+    fn a_body_of_many_mebibytes_crosses_where_it_is_expected() {
+        let body = vec![0xA5u8; BODY_MAX + 4096];
+        for trusting in [true, false] {
+            let (left, right) = Channel::pair().unwrap();
+            let right = if trusting { right.trusting() } else { right };
+            std::thread::scope(|scope| {
+                // A receiver that refuses closes its end.
+                let sender = scope.spawn(|| left.send(&body, &[]).is_ok());
+                let received = right.receive::<Vec<u8>>();
+                drop(right);
+                match received {
+                    Ok((received, _)) => assert!(trusting && received == body),
+                    Err(ChannelError::TooLarge { .. }) => assert!(!trusting),
+                    Err(other) => panic!("{other}"),
+                }
+                assert_eq!(sender.join().unwrap(), trusting);
+            });
+        }
+    }
+
+    #[test]
+    fn more_descriptors_than_the_kernel_takes_at_once_arrive_in_order() {
+        let (left, right) = Channel::pair().unwrap();
+        for count in [GROUP, GROUP + 1, 3 * GROUP, 700] {
+            let files: Vec<_> = (0..count)
+                .map(|number| {
+                    let file = tempfile::tempfile().unwrap();
+                    file.set_len(number as u64).unwrap();
+                    file
+                })
+                .collect();
+            let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+            left.send(&"many", &borrowed).unwrap();
+            left.send(&"next", &[]).unwrap();
+            let (text, received) = right.receive::<String>().unwrap();
+            assert_eq!((text.as_str(), received.len()), ("many", count));
+            for (number, file) in received.into_iter().enumerate() {
+                assert_eq!(std::fs::File::from(file).metadata().unwrap().len(), number as u64);
+            }
+            assert_eq!(right.receive::<String>().unwrap().0, "next");
+        }
+        let file = tempfile::tempfile().unwrap();
+        let too_many = vec![file.as_fd(); DESCRIPTORS_MAX + 1];
+        assert!(matches!(left.send(&(), &too_many), Err(ChannelError::TooLarge { .. })));
     }
 
     #[test]

@@ -195,11 +195,18 @@ impl Server<'_> {
     fn reply(&self, reply: Result<VmmReply, String>) -> Result<(), ChannelError> {
         let built = matches!(reply, Ok(VmmReply::Built { .. }));
         let message = VmmMessage::Reply(reply);
-        match &self.machine {
+        let sent = match &self.machine {
             Some(machine) if built => {
                 self.channel.send(&message, &machine.handover().descriptors())
             }
             _ => self.channel.send(&message, &[]),
+        };
+        match sent {
+            // The machine goes on; whoever asked is told.
+            Err(error @ ChannelError::TooLarge { .. }) => {
+                self.channel.send(&VmmMessage::Reply(Err(error.to_string())), &[])
+            }
+            sent => sent,
         }
     }
 

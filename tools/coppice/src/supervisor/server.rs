@@ -125,7 +125,13 @@ fn converse(supervisor: &Arc<Supervisor>, channel: &Channel) -> Result<(), Chann
     match answer {
         Ok((reply, descriptors)) => {
             let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-            channel.send(&Message::Reply(Ok(reply)), &borrowed)
+            match channel.send(&Message::Reply(Ok(reply)), &borrowed) {
+                Err(error @ ChannelError::TooLarge { .. }) => {
+                    let failure = Failure { message: error.to_string() };
+                    channel.send(&Message::Reply(Err(failure)), &[])
+                }
+                sent => sent,
+            }
         }
         Err(error) => {
             let failure = Failure { message: crate::output::one_line(&error) };
