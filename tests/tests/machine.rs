@@ -21,6 +21,7 @@ fn the_life_of_machines() {
     files_travel(&coppice);
     is_captured(&coppice);
     forks_continue_and_diverge(&coppice);
+    many_are_made_at_once(&coppice);
     memory_is_the_captured_memory(&coppice);
     increments_are_small(&coppice);
     a_collection_hurts_no_machine(&coppice);
@@ -156,6 +157,25 @@ fn forks_continue_and_diverge(coppice: &Coppice) {
     }
     let twig = machine(coppice, "twig-1");
     assert!(twig["shared_bytes"].as_u64() > twig["private_bytes"].as_u64(), "{twig}");
+}
+
+fn many_are_made_at_once(coppice: &Coppice) {
+    let fork = ["fork", "instant", "--count", "40", "--name", "crowd", "--paused"];
+    let forked = coppice.json(&fork).unwrap();
+    let made: Vec<&str> = forked["machines"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["name"].as_str().unwrap())
+        .collect();
+    let expected: Vec<String> = (1..=40).map(|number| format!("crowd-{number}")).collect();
+    assert_eq!(made, expected);
+    assert!(made.iter().all(|name| state(coppice, name) == "paused"));
+    coppice.text(&["resume", "crowd-40"]).unwrap();
+    let mark = coppice.text(&["exec", "crowd-40", "--", "cat", "/root/mark"]).unwrap();
+    assert_eq!(mark.trim(), "parent");
+    let remove: Vec<&str> = ["rm", "--force"].into_iter().chain(made).collect();
+    coppice.text(&remove).unwrap();
 }
 
 fn memory_is_the_captured_memory(coppice: &Coppice) {

@@ -8,7 +8,7 @@ mod process;
 mod vmm;
 mod zygote;
 
-pub use nursery::Nursery;
+pub use nursery::{Expected, Nursery};
 pub use pager::{Pager, PagerStats};
 pub use peer::{News, Peer, PeerError};
 pub use process::Program;

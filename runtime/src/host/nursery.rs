@@ -1,7 +1,8 @@
 //! Processes kept ready, so that a fork does not wait for one.
 //!
 //! Invariant: a thread of its own forks one for each that is taken, until as
-//! many wait as were asked for. Whoever finds none forks one himself.
+//! many wait as were asked for. Whoever finds none forks one himself. Who will
+//! take many says so, and more are kept ready until he has them.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -34,7 +35,28 @@ struct State {
     ready: VecDeque<Unborn>,
     /// Nobody fills it before the first machine is wanted.
     asked: bool,
+    /// How many will be taken soon, and by how many who said so.
+    expected: usize,
+    expecting: usize,
     closed: bool,
+}
+
+/// Processes that are made ahead for a batch: each of them waits most of the
+/// time, for the kernel to set up its machine.
+const AHEAD: usize = 32;
+
+/// Somebody who takes many processes. Dropping it tells that no more are to come.
+#[derive(Debug)]
+pub struct Expected<'a>(&'a Nursery);
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.shared.lock();
+        state.expecting -= 1;
+        if state.expecting == 0 {
+            state.expected = 0;
+        }
+    }
 }
 
 impl Nursery {
@@ -58,11 +80,22 @@ impl Nursery {
         Ok(Self { shared })
     }
 
+    /// Says that so many processes are taken soon.
+    pub fn expect(&self, count: usize) -> Expected<'_> {
+        let mut state = self.shared.lock();
+        state.asked = true;
+        state.expected = state.expected.saturating_add(count);
+        state.expecting += 1;
+        self.shared.taken.notify_one();
+        Expected(self)
+    }
+
     /// A process that is ready, or a new one.
     pub fn take(&self) -> Result<Unborn, PeerError> {
         let ready = {
             let mut state = self.shared.lock();
             state.asked = true;
+            state.expected = state.expected.saturating_sub(1);
             std::iter::from_fn(|| state.ready.pop_front()).find(Unborn::lives)
         };
         let taken = ready.map_or_else(|| self.shared.fork(), Ok);
@@ -89,7 +122,8 @@ impl Shared {
     fn fill(&self) {
         let mut state = self.lock();
         while !state.closed {
-            if state.asked && state.ready.len() < self.wanted {
+            let wanted = self.wanted.max(state.expected.min(AHEAD));
+            if state.asked && state.ready.len() < wanted {
                 drop(state);
                 let forked = self.fork();
                 state = self.lock();

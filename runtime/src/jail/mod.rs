@@ -43,17 +43,26 @@ fn step<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> JailError {
     move |source| JailError::Step { step, source: source.into() }
 }
 
+/// Sees to it that neither this process nor one that it forks gains a
+/// capability that it does not have. Made once by the process from which all
+/// machines are forked.
+pub fn forgo_capabilities() {
+    privileges::forgo();
+}
+
 /// Gives every privilege up for good, but for the system calls that anybody may
 /// make. Only the calling thread is affected, so it must be the only one.
 ///
 /// # Errors
 /// If the kernel refuses a step.
 pub fn drop_privileges() -> Result<(), JailError> {
+    forgo_capabilities();
     privileges::drop_all()
 }
 
 /// Gives everything up for good. Only the calling thread is jailed, so it
-/// must be the only one; threads that it starts are born in the jail.
+/// must be the only one; threads that it starts are born in the jail. What
+/// [`forgo_capabilities`] does must have been done.
 ///
 /// # Errors
 /// If the kernel refuses a step.

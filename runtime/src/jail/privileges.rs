@@ -18,15 +18,20 @@ const DESCRIPTORS_MAX: u64 = 4096;
 /// Threads: vCPUs and a few for each device.
 const THREADS_MAX: u64 = 256;
 
-/// Gives up every privilege and bounds what can be used up.
-pub(super) fn drop_all() -> Result<(), JailError> {
-    bound()?;
-    set_no_new_privs(true).map_err(step("forbid new privileges"))?;
+/// Takes every capability out of the set of those that this process, or one
+/// that it forks, could gain. What it has it keeps.
+pub(super) fn forgo() {
     for capability in CapabilitySet::all().iter() {
         // A kernel that does not know one answers EINVAL; who may not change
         // the set (not root) has nothing in it that could be regained.
         let _unknown = remove_capability_from_bounding_set(capability);
     }
+}
+
+/// Gives up every privilege and bounds what can be used up.
+pub(super) fn drop_all() -> Result<(), JailError> {
+    bound()?;
+    set_no_new_privs(true).map_err(step("forbid new privileges"))?;
     if geteuid().is_root() {
         become_nobody()?;
     }

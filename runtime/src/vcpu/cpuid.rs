@@ -62,7 +62,8 @@ impl CpuTable {
         Ok(table)
     }
 
-    fn supported(kvm: &Kvm) -> Result<Self, CpuidError> {
+    /// Everything that KVM offers on this host.
+    pub(crate) fn supported(kvm: &Kvm) -> Result<Self, CpuidError> {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(call("KVM_GET_SUPPORTED_CPUID"))?;
@@ -90,12 +91,8 @@ impl CpuTable {
         }
     }
 
-    /// Checks that this host has every feature of the table.
-    pub(crate) fn check_host(&self, kvm: &Kvm) -> Result<(), CpuidError> {
-        self.check_against(&Self::supported(kvm)?)
-    }
-
-    fn check_against(&self, host: &Self) -> Result<(), CpuidError> {
+    /// Checks that a host, which offers this much, has every feature of the table.
+    pub(crate) fn check_against(&self, host: &Self) -> Result<(), CpuidError> {
         for entry in &self.entries {
             let same = |other: &&kvm_cpuid_entry2| {
                 (other.function, other.index) == (entry.function, entry.index)

@@ -157,9 +157,10 @@ pub(super) fn build(
 ) -> Result<Machine, MachineError> {
     let plan = Plan::new(what, start)?;
     let Parts { log, disks: disk_files, links, mut images } = Parts::of(&plan, descriptors)?;
-    let Kit { kvm, vm, first_vcpu, mut handover } = kit;
+    let Kit { kvm, vm, first_vcpu, mut handover, host_cpus } = kit;
     if let Some(saved) = plan.saved() {
-        saved.cpus.check_host(&kvm)?;
+        let host_cpus = host_cpus.map_or_else(|| CpuTable::supported(&kvm), Ok)?;
+        saved.cpus.check_against(&host_cpus)?;
     }
     let ram = Arc::new(match &plan.begin {
         Begin::Boot { .. } => Ram::anonymous(plan.layout)?,

@@ -8,6 +8,7 @@ use super::machine::MachineError;
 use super::regions::Handover;
 use super::sources::Sources;
 use crate::sys::kvm::call;
+use crate::vcpu::CpuTable;
 
 /// The parts.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(super) struct Kit {
     /// The vCPU that every machine has.
     pub(super) first_vcpu: VcpuFd,
     pub(super) handover: Handover,
+    /// What KVM offers, if that is known already.
+    pub(super) host_cpus: Option<CpuTable>,
 }
 
 impl Kit {
@@ -28,6 +31,6 @@ impl Kit {
         chips::make(&vm)?;
         let first_vcpu = vm.create_vcpu(0).map_err(call("KVM_CREATE_VCPU"))?;
         let handover = Handover::new(sources)?;
-        Ok(Self { kvm, vm, first_vcpu, handover })
+        Ok(Self { kvm, vm, first_vcpu, handover, host_cpus: sources.cpus().cloned() })
     }
 }

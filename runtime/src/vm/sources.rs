@@ -11,6 +11,7 @@ use userfaultfd::{FeatureFlags, Uffd};
 
 use super::regions::RegionError;
 use crate::sys::userfault;
+use crate::vcpu::CpuTable;
 
 /// Devices that any number of machines can be made with.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub(super) struct Sources {
     userfault: Option<File>,
     /// The folder `/proc`, in which `self` is whoever looks.
     proc: File,
+    /// What KVM offers on this host, if it was asked: it takes its time to say.
+    cpus: Option<CpuTable>,
 }
 
 impl Sources {
@@ -29,7 +32,20 @@ impl Sources {
             kvm: File::options().read(true).write(true).open("/dev/kvm"),
             userfault: File::options().read(true).write(true).open("/dev/userfaultfd").ok(),
             proc: File::open("/proc")?,
+            cpus: None,
         })
+    }
+
+    /// The same, with what KVM offers, for many machines to be measured by. If
+    /// KVM cannot say, each machine asks by itself and hears why.
+    pub(super) fn with_cpus(self) -> Self {
+        let cpus = self.kvm().ok().and_then(|kvm| CpuTable::supported(&kvm).ok());
+        Self { cpus, ..self }
+    }
+
+    /// What KVM offers, if it was asked.
+    pub(super) fn cpus(&self) -> Option<&CpuTable> {
+        self.cpus.as_ref()
     }
 
     /// KVM, with a descriptor of its own.

@@ -66,10 +66,11 @@ fn prepare() -> std::io::Result<Sources> {
         tracing::debug!("already the leader of a session");
     }
     let_children_go()?;
-    let sources = Sources::open()?;
+    let sources = Sources::open()?.with_cpus();
     if let Err(error) = jail::empty_root() {
         tracing::warn!("machines see the host's files and network names: {error}");
     }
+    jail::forgo_capabilities();
     Ok(sources)
 }
 
@@ -84,7 +85,7 @@ fn spawn(descriptors: Vec<OwnedFd>) -> Result<Spawned, String> {
     let [socket] = <[OwnedFd; 1]>::try_from(descriptors)
         .map_err(|all| format!("Spawn came with {} descriptors, not one", all.len()))?;
     match fork().map_err(|error| format!("cannot fork a machine's process: {error}"))? {
-        Forked::Child => Ok(Spawned::Here(Channel::new(UnixStream::from(socket)))),
+        Forked::Child => Ok(Spawned::Here(Channel::new(UnixStream::from(socket)).trusting())),
         Forked::Parent(pid) => {
             // Its children are not waited for, so the id stays the child's
             // only until it ends; if it has ended already, that is said.

@@ -33,6 +33,7 @@ fn jailed_process() {
     let Ok(case) = std::env::var(CASE) else { return };
     let pool = File::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
     jail::empty_root().unwrap();
+    jail::forgo_capabilities();
     if case == "without the filter" {
         jail::drop_privileges().unwrap();
         held_by_namespaces_and_user(&pool);

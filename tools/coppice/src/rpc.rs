@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::cable::Cable;
 
 /// Both ends must agree on this number; it changes with any message.
-pub(crate) const PROTOCOL: u32 = 15;
+pub(crate) const PROTOCOL: u32 = 16;
 
 /// The first message of every connection, from the command line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -446,6 +446,8 @@ pub(crate) struct Forked {
     pub(crate) machines: Vec<Ready>,
     /// How long a running source stood still; 0 for a snapshot.
     pub(crate) parent_pause_us: u64,
+    /// From the request until all of them ran.
+    pub(crate) all_ready_us: u64,
 }
 
 /// A machine whose vCPU runs.

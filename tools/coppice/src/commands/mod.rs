@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use coppice_runtime::sys::channel::Channel;
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::cli::{Cli, Command, Serve};
 use crate::client::Client;
@@ -113,13 +113,22 @@ fn internal(main: impl FnOnce(Channel) -> ExitCode) -> Result<ExitCode> {
     log_to_stderr();
     allow_many_descriptors();
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
-    Ok(main(Channel::new(UnixStream::from(socket))))
+    Ok(main(Channel::new(UnixStream::from(socket)).trusting()))
 }
 
+/// Descriptors of a supervisor with ten thousand machines, as far as it may.
+const DESCRIPTORS_WANTED: u64 = 1 << 18;
+
 /// Every machine takes several descriptors in the supervisor and one in the
-/// page server; the usual soft limit of 1,024 would end at some hundred.
+/// page server; the usual soft limit of 1,024 would end at some hundred, and a
+/// usual hard limit, which only root may raise, at two thousand.
 fn allow_many_descriptors() {
     let mut limit = getrlimit(Resource::Nofile);
+    let all = limit.maximum.map_or(DESCRIPTORS_WANTED, |maximum| maximum.max(DESCRIPTORS_WANTED));
+    let more = Rlimit { current: Some(all), maximum: limit.maximum.map(|_| all) };
+    if setrlimit(Resource::Nofile, more).is_ok() {
+        return;
+    }
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "cannot raise the limit of open files");

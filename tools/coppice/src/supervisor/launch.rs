@@ -105,7 +105,7 @@ impl Supervisor {
             origin: Origin::Kernel { cmdline, kernel },
         };
         let ready = self.make(&template, reserved, begun, false)?;
-        Ok(Forked { machines: vec![ready], parent_pause_us: 0 })
+        forked(vec![ready], 0, begun)
     }
 
     /// Starts machines that continue from a snapshot, or from a machine as it
@@ -122,13 +122,13 @@ impl Supervisor {
             let template = self.template(&self.entry_for_start(fork)?, fork, None)?;
             let reserved = self.reserve_for(fork)?;
             let machines = self.make_or_none(&template, (fork, reserved), begun, report)?;
-            return Ok(Forked { machines, parent_pause_us: 0 });
+            return forked(machines, 0, begun);
         };
         if machine.state() == State::Suspended {
             let template = self.template(&self.rest_of(&machine)?, fork, Some(&machine.nets))?;
             let reserved = self.reserve_for(fork)?;
             let machines = self.make_or_none(&template, (fork, reserved), begun, report)?;
-            return Ok(Forked { machines, parent_pause_us: 0 });
+            return forked(machines, 0, begun);
         }
         let cables = (machine.nets.len(), fork.count);
         let nets = net::of_forks(&fork.source, cables, &fork.nets, Some(&machine.nets))?;
@@ -145,7 +145,7 @@ impl Supervisor {
         let template =
             self.template(&self.store.lookup(&captured.id)?, fork, Some(&machine.nets))?;
         let machines = self.make_or_none(&template, (fork, reserved), begun, report)?;
-        Ok(Forked { machines, parent_pause_us: captured.pause_us })
+        forked(machines, captured.pause_us, begun)
     }
 
     /// Starts children of a machine that goes on. They run before anything of
@@ -186,52 +186,7 @@ impl Supervisor {
             drop(trunk);
             me.pools.close_layers();
         })?;
-        Ok(Forked { machines, parent_pause_us })
-    }
-
-    /// Makes all the machines that were asked for, or none.
-    fn make_or_none(
-        &self,
-        template: &Template,
-        what: (&Fork, Vec<Reserved<'_>>),
-        begun: Instant,
-        report: &mut dyn FnMut(Progress),
-    ) -> Result<Vec<Ready>> {
-        let mut machines = Vec::new();
-        if let Err(error) = self.make_all(template, what, begun, &mut machines, report) {
-            // All or nothing: nobody is told the names of a part.
-            for made in machines {
-                if let Err(error) = self.remove_machine(&made.name, true) {
-                    tracing::warn!(machine = made.name, %error, "cannot remove it");
-                }
-            }
-            return Err(error);
-        }
-        Ok(machines)
-    }
-
-    fn make_all(
-        &self,
-        template: &Template,
-        (fork, reserved): (&Fork, Vec<Reserved<'_>>),
-        begun: Instant,
-        made: &mut Vec<Ready>,
-        report: &mut dyn FnMut(Progress),
-    ) -> Result<()> {
-        for reserved in reserved {
-            // The first is timed from the request; each later one from the
-            // moment its turn came.
-            let begun = if made.is_empty() { begun } else { Instant::now() };
-            made.push(self.make(template, reserved, begun, fork.paused)?);
-            report(Progress {
-                what: "forking".to_owned(),
-                done: u64::try_from(made.len())?,
-                total: u64::from(fork.count),
-                bytes: false,
-                new_bytes: None,
-            });
-        }
-        Ok(())
+        forked(machines, parent_pause_us, begun)
     }
 
     fn entry_for_start(&self, fork: &Fork) -> Result<Entry> {
@@ -342,7 +297,7 @@ impl Supervisor {
     }
 
     /// Makes one machine and, unless it is to stay paused, lets it run.
-    fn make(
+    pub(super) fn make(
         &self,
         template: &Template,
         reserved: Reserved<'_>,
@@ -552,6 +507,11 @@ fn attach(
     };
     pager.attach(machine.key, regions, &built.userfault)?;
     Ok(pager)
+}
+
+fn forked(machines: Vec<Ready>, parent_pause_us: u64, begun: Instant) -> Result<Forked> {
+    let all_ready_us = u64::try_from(begun.elapsed().as_micros())?;
+    Ok(Forked { machines, parent_pause_us, all_ready_us })
 }
 
 fn check_shape(boot: &Boot) -> Result<()> {

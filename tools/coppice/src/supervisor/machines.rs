@@ -1,6 +1,7 @@
 //! The life of machines after they are made: listing, pausing, stopping,
 //! removing.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use coppice_runtime::protocol::MachineFaults;
 use super::capture::alive;
 use super::machine::{Live, Machine, State, lock};
 use super::net::Net;
+use super::workers::at_once;
 use super::{Supervisor, net, usage};
 use crate::rpc::{Forked, MachineLine, NetLine, PoolLine, Pools, Reply};
 
@@ -22,15 +24,20 @@ const PAUSE_LIMIT: Duration = Duration::from_secs(30);
 /// How long a guest may take to shut down before it is ended anyway.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
+/// Machines that are ended at the same time: the kernel takes its time to take
+/// one down.
+const ENDED_AT_ONCE: usize = 16;
+
 impl Supervisor {
     /// What `ps` shows.
     pub(crate) fn machine_lines(&self) -> Result<Vec<MachineLine>> {
         // A page server that is just ending has no counters any more.
         let stats = self.running_pager().and_then(|pager| pager.stats().ok());
         let attached = stats.map(|(_, machines)| machines).unwrap_or_default();
+        let attached: BTreeMap<_, _> = attached.into_iter().collect();
         let faults_of = |machine: &Machine| {
-            let live = attached.iter().find(|(key, _)| *key == machine.key);
-            live.map(|(_, faults)| *faults).or(*lock(&machine.last_faults)).unwrap_or_default()
+            let live = attached.get(&machine.key).copied();
+            live.or(*lock(&machine.last_faults)).unwrap_or_default()
         };
         Ok(self.table.list().iter().map(|machine| line(machine, faults_of(machine))).collect())
     }
@@ -133,7 +140,8 @@ impl Supervisor {
             _ => {}
         }
         let ready = self.come_back(&machine)?;
-        Ok(Forked { machines: vec![ready], parent_pause_us: 0 })
+        let all_ready_us = ready.ready_us;
+        Ok(Forked { machines: vec![ready], parent_pause_us: 0, all_ready_us })
     }
 
     /// Shuts the guest down, or ends it without asking.
@@ -189,12 +197,16 @@ impl Supervisor {
 
     /// Ends every machine; the supervisor is about to end.
     pub(crate) fn end_all(&self) {
-        for machine in self.table.list() {
-            if machine.state().is_alive() {
-                machine.discarded.store(true, Ordering::Release);
-                machine.ended(State::Stopped("its supervisor was ended".to_owned()));
-                self.release(&machine);
-            }
+        let alive = self.table.list().into_iter().filter(|machine| machine.state().is_alive());
+        let end = |machine: Arc<Machine>| {
+            machine.discarded.store(true, Ordering::Release);
+            machine.ended(State::Stopped("its supervisor was ended".to_owned()));
+            self.release(&machine);
+            Ok(())
+        };
+        if let Err(error) = at_once(alive, ENDED_AT_ONCE, end, drop) {
+            // What is left sees its channel close.
+            tracing::warn!(%error, "not all machines were ended one by one");
         }
     }
 }

@@ -8,6 +8,7 @@
 
 mod agent;
 mod boots;
+mod bulk;
 mod capture;
 mod catalog;
 mod clock;
@@ -33,6 +34,7 @@ mod table;
 mod trunk;
 mod usage;
 pub(crate) mod view;
+mod workers;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -14,6 +14,9 @@ const NAME_MAX: usize = 63;
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     slots: Mutex<BTreeMap<String, Option<Arc<Machine>>>>,
+    /// For a prefix, a number that no lower free one is known of: the search for
+    /// the next free name must not begin at one among thousands.
+    lowest_free: Mutex<BTreeMap<String, u64>>,
 }
 
 /// A name that nobody else can take; given back on drop unless it is filled.
@@ -41,7 +44,8 @@ impl Table {
     /// The first `count` free names `PREFIX-1`, `PREFIX-2`, …
     pub(crate) fn reserve_series(&self, prefix: &str, count: u32) -> Result<Vec<Reserved<'_>>> {
         let mut reserved = Vec::new();
-        let mut number = 1u64;
+        let begin = lock(&self.lowest_free).get(prefix).copied().unwrap_or(1);
+        let mut number = begin;
         while reserved.len() < usize::try_from(count)? {
             let name = format!("{prefix}-{number}");
             check_name(&name)?;
@@ -50,7 +54,22 @@ impl Table {
                 reserved.push(self.reserve(&name)?);
             }
         }
+        // A name that became free meanwhile is left to the next search.
+        let mut lowest_free = lock(&self.lowest_free);
+        let lowest = lowest_free.entry(prefix.to_owned()).or_insert(begin);
+        if *lowest == begin {
+            *lowest = number;
+        }
         Ok(reserved)
+    }
+
+    /// A name is free again.
+    fn freed(&self, name: &str) {
+        let Some((prefix, number)) = name.rsplit_once('-') else { return };
+        let Ok(number) = number.parse::<u64>() else { return };
+        if let Some(lowest) = lock(&self.lowest_free).get_mut(prefix) {
+            *lowest = number.max(1).min(*lowest);
+        }
     }
 
     /// A machine by its name.
@@ -90,6 +109,8 @@ impl Table {
         let mut slots = lock(&self.slots);
         if matches!(slots.get(&machine.name), Some(Some(held)) if Arc::ptr_eq(held, machine)) {
             slots.remove(&machine.name);
+            drop(slots);
+            self.freed(&machine.name);
         }
     }
 
@@ -111,6 +132,7 @@ impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         if !self.filled {
             lock(&self.table.slots).remove(&self.name);
+            self.table.freed(&self.name);
         }
     }
 }
@@ -149,6 +171,20 @@ mod tests {
         let names: Vec<String> =
             table.reserve_series("a", 3).unwrap().iter().map(|r| r.name.clone()).collect();
         assert_eq!(names, ["a-1", "a-3", "a-4"]);
+    }
+
+    #[test]
+    fn a_name_that_is_free_again_is_the_next_of_its_series() {
+        let table = Table::default();
+        let mut all = table.reserve_series("a", 5).unwrap();
+        drop(all.remove(1));
+        let names = |some: &[Reserved<'_>]| -> Vec<String> {
+            some.iter().map(|reserved| reserved.name.clone()).collect()
+        };
+        let more = table.reserve_series("a", 2).unwrap();
+        assert_eq!(names(&more), ["a-2", "a-6"]);
+        drop(all);
+        assert_eq!(names(&table.reserve_series("a", 1).unwrap()), ["a-1"]);
     }
 
     #[test]
