@@ -140,7 +140,7 @@ pub fn image(len: usize) -> Vec<u8> {
 }
 
 /// Bytes that compress as memory does, to about a third.
-fn scramble(number: u64) -> u64 {
+pub(crate) fn scramble(number: u64) -> u64 {
     let mut mixed = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     mixed ^= mixed >> 29;
     mixed

@@ -6,7 +6,9 @@
 
 pub mod accounting;
 pub mod bare;
+pub mod bulk;
 pub mod child;
+pub mod cold;
 pub mod density;
 pub mod dirty;
 pub mod effort;
@@ -16,6 +18,7 @@ pub mod figures;
 pub mod forks;
 pub mod frame_study;
 pub mod guest;
+pub mod kernel;
 pub mod library;
 pub mod live;
 pub mod machine;
@@ -24,5 +27,6 @@ pub mod orders;
 pub mod packs;
 pub mod pools;
 pub mod primitives;
+pub mod product;
 pub mod runner;
 pub mod splitter_study;

@@ -1,0 +1,68 @@
+//! Measures forks of a template through the product and prints one JSON document.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use clap::{Parser, Subcommand};
+use coppice_benches::bulk::{self, Bulk};
+use coppice_benches::cold;
+use coppice_benches::kernel::Orders;
+use coppice_benches::product::Product;
+use serde::Serialize;
+
+/// Measures how long forks of a template take until their vCPU runs: single
+/// ones, batches beside as many processes that are started cold, and how both
+/// change with the number of machines that run.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Machines that run at the end: a multiple of 100.
+    #[arg(long, default_value_t = 1000)]
+    machines: u32,
+    /// Batches of a hundred and of as many cold starts, in turns.
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// The product [default: `coppice` beside this program].
+    #[arg(long)]
+    coppice: Option<PathBuf>,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+/// What the other processes of the bench are started as.
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// The process of a machine that is started cold.
+    #[command(hide = true)]
+    Machine,
+}
+
+/// What is printed.
+#[derive(Debug, Serialize)]
+struct Report {
+    memory_mib: u64,
+    #[serde(flatten)]
+    bulk: Bulk,
+}
+
+const TEMPLATE: &str = "template";
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    match arguments.role {
+        None => measure(arguments),
+        Some(Role::Machine) => cold::run(),
+    }
+}
+
+fn measure(arguments: Arguments) -> Result<()> {
+    ensure!(arguments.machines.is_multiple_of(100), "--machines must be a multiple of 100");
+    let product = Product::new(arguments.coppice)?;
+    product.make_template(TEMPLATE, Orders::Idle)?;
+    let bulk = bulk::measure(&product, TEMPLATE, arguments.machines, arguments.rounds)?;
+    let report = Report { memory_mib: coppice_benches::kernel::MEMORY_MIB, bulk };
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, &report)?;
+    writeln!(out)?;
+    Ok(())
+}
