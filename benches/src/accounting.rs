@@ -18,6 +18,12 @@ pub struct Host {
     pub kvm_page_tables_kib: i64,
     /// The kernel's small objects.
     pub slab_kib: i64,
+    /// Stacks that threads have in the kernel.
+    pub kernel_stacks_kib: i64,
+    /// What the kernel maps piece by piece: tables of KVM, filters.
+    pub vmalloc_kib: i64,
+    /// What the kernel has once for each CPU.
+    pub percpu_kib: i64,
 }
 
 impl Host {
@@ -32,6 +38,9 @@ impl Host {
             page_tables_kib: field("PageTables:"),
             kvm_page_tables_kib: field("SecPageTables:"),
             slab_kib: field("Slab:"),
+            kernel_stacks_kib: field("KernelStack:"),
+            vmalloc_kib: field("VmallocUsed:"),
+            percpu_kib: field("Percpu:"),
         })
     }
 }
@@ -46,8 +55,41 @@ impl Sub for Host {
             page_tables_kib: self.page_tables_kib - before.page_tables_kib,
             kvm_page_tables_kib: self.kvm_page_tables_kib - before.kvm_page_tables_kib,
             slab_kib: self.slab_kib - before.slab_kib,
+            kernel_stacks_kib: self.kernel_stacks_kib - before.kernel_stacks_kib,
+            vmalloc_kib: self.vmalloc_kib - before.vmalloc_kib,
+            percpu_kib: self.percpu_kib - before.percpu_kib,
         }
     }
+}
+
+/// What the control group of this process has charged for memory, caches of
+/// files left out: on a busy host the only account that is one's own. `None`
+/// if there is no such group.
+pub fn group_kib() -> Option<i64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let first = groups.lines().find_map(|line| line.split_once(":memory:"));
+    let (folder, usage, cache) = match first {
+        Some((_, path)) => {
+            (format!("/sys/fs/cgroup/memory{path}"), "memory.usage_in_bytes", "total_cache ")
+        }
+        None => {
+            let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+            (format!("/sys/fs/cgroup{path}"), "memory.current", "file ")
+        }
+    };
+    let usage: i64 = fs::read_to_string(format!("{folder}/{usage}")).ok()?.trim().parse().ok()?;
+    let stat = fs::read_to_string(format!("{folder}/memory.stat")).ok()?;
+    let cache = stat.lines().find_map(|line| line.strip_prefix(cache))?;
+    Some((usage - cache.trim().parse::<i64>().ok()?) / 1024)
+}
+
+/// What only this process has, guest and page tables included, in KiB.
+pub fn private_kib(pid: u32) -> Result<(i64, i64)> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("smaps_rollup")?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("status")?;
+    let private = field_kib(&rollup, "Private_Clean:").context("Private_Clean")?
+        + field_kib(&rollup, "Private_Dirty:").context("Private_Dirty")?;
+    Ok((private, field_kib(&status, "VmPTE:").context("VmPTE")?))
 }
 
 /// A process, from its `smaps` and `status`, without the guest's memory.

@@ -9,6 +9,7 @@ pub mod bare;
 pub mod bulk;
 pub mod child;
 pub mod cold;
+pub mod crowd;
 pub mod density;
 pub mod dirty;
 pub mod effort;

@@ -150,6 +150,20 @@ impl Product {
         command
     }
 
+    /// The processes of all machines, and those that serve them: the supervisor
+    /// and the page server.
+    pub fn processes(&self) -> Result<(Vec<u32>, [u32; 2])> {
+        let machines = self.json(&["ps"])?;
+        let pid = |value: &Value| u32::try_from(value["pid"].as_u64()?).ok();
+        let machines: Option<Vec<u32>> =
+            machines["machines"].as_array().context("machines")?.iter().map(pid).collect();
+        let pager = pid(&self.json(&["pools"])?).context("the page server")?;
+        let stat = std::fs::read_to_string(format!("/proc/{pager}/stat"))?;
+        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1));
+        let supervisor = parent.context("the parent of the page server")?.parse()?;
+        Ok((machines.context("a machine without a process")?, [supervisor, pager]))
+    }
+
     /// Removes machines.
     pub fn remove(&self, machines: &[String]) -> Result<()> {
         let mut arguments = vec!["rm", "--force"];
