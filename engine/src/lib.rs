@@ -51,7 +51,7 @@ pub use ingest::{
 };
 pub use io::{Access, Counts, Disk, DiskFile, Faults, Listed, Room, SimDisk};
 pub use lease::Lease;
-pub use read::{Extent, Fetched, FrameRef, ImageReader, Location, PageMap, PageReader};
+pub use read::{Extent, Fetched, FrameRef, ImageReader, Location, PageMap, PageReader, ReadAhead};
 pub use settings::{IndexKind, Settings};
 pub use store::{Lookups, Stats, Store};
 pub use tree::{ImageDiff, ImageRef, Splitter};

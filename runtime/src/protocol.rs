@@ -329,6 +329,21 @@ pub enum PagerRequest {
         /// Which.
         layer: PoolId,
     },
+    /// Which pages a machine was the first to touch, for as long as that is
+    /// noted. Answered by [`PagerReply::Touched`].
+    Touched {
+        /// Which.
+        machine: MachineKey,
+    },
+    /// Fetches pages that a machine will touch, in this order, when nobody
+    /// waits for others, and no longer than the machine is served. Answered at
+    /// once by [`PagerReply::Done`].
+    Prefetch {
+        /// For whom.
+        machine: MachineKey,
+        /// Pages of its pools.
+        pages: Vec<(PoolId, u64)>,
+    },
     /// Stops serving a machine. Answered by [`PagerReply::Machine`].
     Detach {
         /// Which.
@@ -361,6 +376,8 @@ pub enum PagerReply {
     },
     /// Pages, as ascending runs that do not touch.
     Runs(Vec<PageRun>),
+    /// Pages in the order in which they were touched first, none twice.
+    Touched(Vec<(PoolId, u64)>),
     /// The last counters of a machine.
     Machine(MachineFaults),
     /// All counters.
@@ -387,6 +404,8 @@ pub struct PoolStats {
     pub frames_read: u64,
     /// Bytes read from packs.
     pub bytes_read: u64,
+    /// Of the frames, those that were read before anybody waited for them.
+    pub frames_prefetched: u64,
 }
 
 /// Counters of one machine.

@@ -29,6 +29,7 @@ fn the_life_of_machines() {
     stops_and_goes(&coppice);
     a_killed_page_server_is_named(&coppice);
     survives_a_crash_while_capturing(&coppice);
+    a_restore_fetches_what_the_last_one_touched(&coppice);
     a_damaged_chunk_stops_the_machine_that_needs_it(&coppice);
 }
 
@@ -341,6 +342,48 @@ fn survives_a_crash_while_capturing(coppice: &Coppice) {
         "parent"
     );
     coppice.text(&["rm", "--force", "after"]).unwrap();
+}
+
+/// Restores into empty pools; the counters of its memory's pool and how many
+/// of its faults had to read the store, when its agent has answered.
+fn restored(coppice: &Coppice, arguments: &[&str]) -> (Value, u64) {
+    coppice.text(&["serve", "--stop"]).unwrap();
+    coppice.json(&[&["run", "instant", "--name", "warm"], arguments].concat()).unwrap();
+    assert_eq!(coppice.text(&["exec", "warm", "--", "echo", "up"]).unwrap(), "up\n");
+    let pools = coppice.json(&["pools"]).unwrap();
+    let busiest = |pool: &&Value| pool["frames_read"].as_u64();
+    let pool = pools["pools"].as_array().unwrap().iter().max_by_key(busiest).unwrap().clone();
+    let faults = machine(coppice, "warm")["store_faults"].as_u64().unwrap();
+    coppice.text(&["rm", "-f", "warm"]).unwrap();
+    (pool, faults)
+}
+
+fn a_restore_fetches_what_the_last_one_touched(coppice: &Coppice) {
+    let sets = coppice.store().join("working-sets");
+    drop(std::fs::remove_dir_all(&sets));
+    let (first, waited) = restored(coppice, &[]);
+    assert_eq!(first["frames_prefetched"], 0);
+    let kept = std::fs::read_dir(&sets).unwrap().next().unwrap().unwrap().path();
+    let bytes = std::fs::read(&kept).unwrap();
+
+    let (second, waited_then) = restored(coppice, &[]);
+    assert!(second["frames_prefetched"].as_u64().unwrap() > 0, "{second}");
+    assert!(waited_then < waited / 2, "{waited_then} of {waited} faults");
+    let read = |pool: &Value| pool["bytes_read"].as_f64().unwrap();
+    assert!(read(&second) <= 1.2 * read(&first), "{second} {first}");
+
+    let (asked, _) = restored(coppice, &["--no-prefetch"]);
+    assert_eq!(asked["frames_prefetched"], 0);
+    // A damaged one is as good as none.
+    std::fs::write(&kept, &bytes[..bytes.len() / 2]).unwrap();
+    let (ruined, _) = restored(coppice, &[]);
+    assert_eq!(ruined["frames_prefetched"], 0);
+    // Those of snapshots that nobody lists any more go.
+    let stray = sets.join("f".repeat(64));
+    std::fs::write(&stray, &bytes).unwrap();
+    coppice.text(&["tag", "instant", "instant-again"]).unwrap();
+    coppice.text(&["rmi", "instant-again"]).unwrap();
+    assert!(kept.exists() && !stray.exists());
 }
 
 /// Damages every frame of the pack that holds most of the captured memory,

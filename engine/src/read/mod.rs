@@ -3,6 +3,7 @@
 //! Invariant: no byte leaves this module unless the BLAKE3 of its chunk was
 //! computed from it and matches the id in the tree.
 
+mod ahead;
 mod coalesce;
 mod export;
 mod image;
@@ -14,6 +15,7 @@ mod pipeline;
 mod stream;
 mod window;
 
+pub use ahead::ReadAhead;
 pub(crate) use export::{export, pour};
 pub use image::ImageReader;
 pub use map::{Extent, FrameRef, Location, PageMap};

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::ahead::ReadAhead;
 use super::map::{FrameRef, PageMap};
 use crate::chunk::{Page, chunk_ids};
 use crate::depot::ChunkFrames;
@@ -86,6 +87,20 @@ impl PageReader {
         page: u64,
         sink: &mut dyn FnMut(u64, &Page),
     ) -> Result<Fetched, ReadError> {
+        self.fetch_with(&ReadAhead::default(), map, page, sink)
+    }
+
+    /// As [`PageReader::fetch`], but what was read ahead is not read again.
+    ///
+    /// # Errors
+    /// If the page cannot be had; the error names chunk, pack and offset.
+    pub fn fetch_with(
+        &self,
+        ahead: &ReadAhead,
+        map: &PageMap,
+        page: u64,
+        sink: &mut dyn FnMut(u64, &Page),
+    ) -> Result<Fetched, ReadError> {
         let Some(number) = map.row_of(page) else {
             sink(page, &crate::units::ZERO_PAGE);
             return Ok(Fetched { bytes_read: 0, pages: 1 });
@@ -96,7 +111,7 @@ impl PageReader {
         let mut bytes_read = 0;
         let read = || {
             bytes_read = u64::from(at.len);
-            self.read(&at)
+            self.read(&at, ahead)
         };
         let frame = self.frames.get((at.pack, at.offset), read).map_err(fail)?;
         sink(page, verified(&frame, row.slot, &row.chunk).map_err(fail)?);
@@ -113,16 +128,35 @@ impl PageReader {
         Ok(Fetched { bytes_read, pages })
     }
 
-    fn read(&self, at: &FrameRef) -> Result<Frame, ReadCause> {
+    fn read(&self, at: &FrameRef, ahead: &ReadAhead) -> Result<Frame, ReadCause> {
         if *at == FrameRef::NOWHERE {
             return Err(ReadCause::Lost);
         }
-        let file = {
-            let packs = self.packs.read().unwrap_or_else(PoisonError::into_inner);
-            packs.get(&at.pack).cloned().ok_or(ReadCause::UnknownPack)?
-        };
-        let bytes = read_exact_at(&file, at.offset, to_usize(u64::from(at.len)))?;
-        decode_pages(&bytes)
+        match ahead.bytes(at) {
+            Some(bytes) => decode_pages(bytes),
+            None => {
+                decode_pages(&self.read_bytes(at.pack, at.offset, to_usize(u64::from(at.len)))?)
+            }
+        }
+    }
+
+    pub(super) fn read_bytes(
+        &self,
+        pack: PackId,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>, ReadCause> {
+        Ok(read_exact_at(&*self.pack(pack)?, offset, len)?)
+    }
+
+    pub(super) fn pack(&self, pack: PackId) -> Result<Arc<File>, ReadCause> {
+        let packs = self.packs.read().unwrap_or_else(PoisonError::into_inner);
+        packs.get(&pack).cloned().ok_or(ReadCause::UnknownPack)
+    }
+
+    /// Whether a frame is decoded already.
+    pub(super) fn is_kept(&self, at: &FrameRef) -> bool {
+        self.frames.kept((at.pack, at.offset)).is_some()
     }
 }
 

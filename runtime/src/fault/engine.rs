@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use coppice_engine::{PackId, PageMap, PageReader};
+use coppice_engine::{PackId, PageMap, PageReader, ReadAhead};
 
 use super::source::{Extent, Fetched, FrameKey, Library, Page, PageSource, SourceError};
 
@@ -82,9 +82,22 @@ impl PageSource for EngineSource {
     }
 
     fn fetch(&self, page: u64, sink: &mut dyn FnMut(u64, &Page)) -> Result<Fetched, SourceError> {
+        self.fetch_with(&ReadAhead::default(), page, sink)
+    }
+
+    fn read_ahead(&self, pages: &[u64]) -> ReadAhead {
+        self.reader.read_ahead(&self.map(), pages)
+    }
+
+    fn fetch_with(
+        &self,
+        ahead: &ReadAhead,
+        page: u64,
+        sink: &mut dyn FnMut(u64, &Page),
+    ) -> Result<Fetched, SourceError> {
         let mut map = self.map();
         loop {
-            match self.reader.fetch(&map, page, sink) {
+            match self.reader.fetch_with(ahead, &map, page, sink) {
                 Ok(fetched) => return Ok(Fetched { bytes_read: fetched.bytes_read }),
                 // Its pack may have gone since the map was taken.
                 Err(error) => {

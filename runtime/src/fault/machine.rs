@@ -1,10 +1,11 @@
 //! A machine whose faults are served.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use super::capture::Captures;
 use super::pool::Pool;
+use super::touched::Touched;
 use crate::protocol::{Content, MachineFaults, MachineKey, PAGE_SIZE, PageRun, PoolId, Region};
 use crate::sys::userfault::Userfault;
 
@@ -24,6 +25,10 @@ pub(super) struct Machine {
     mapped: Vec<Mapped>,
     /// What is being captured of it.
     pub(super) captures: Captures,
+    /// What it touched first.
+    pub(super) touched: Touched,
+    /// Whether it is not served any more.
+    pub(super) gone: AtomicBool,
     pub(super) faults: AtomicU64,
     pub(super) store_faults: AtomicU64,
     pub(super) pages_installed: AtomicU64,
@@ -37,6 +42,8 @@ impl Machine {
             userfault,
             mapped,
             captures: Captures::default(),
+            touched: Touched::default(),
+            gone: AtomicBool::new(false),
             faults: AtomicU64::new(0),
             store_faults: AtomicU64::new(0),
             pages_installed: AtomicU64::new(0),
@@ -67,6 +74,11 @@ impl Machine {
     /// One of its pools.
     pub(super) fn any_pool(&self) -> Option<PoolId> {
         self.mapped.first().map(|mapped| mapped.pool.id())
+    }
+
+    /// The pool of one of its mappings.
+    pub(super) fn pool(&self, id: PoolId) -> Option<&Arc<Pool>> {
+        self.mapped.iter().map(|mapped| &mapped.pool).find(|pool| pool.id() == id)
     }
 
     /// Whether one of its mappings shows this pool.

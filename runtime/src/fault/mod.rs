@@ -24,6 +24,7 @@ mod machine;
 mod outbox;
 mod pages;
 mod pool;
+mod prefetch;
 mod queue;
 mod scripted;
 mod serve;
@@ -31,6 +32,7 @@ mod server;
 mod source;
 #[cfg(test)]
 mod tests;
+mod touched;
 mod worker;
 
 pub use engine::{EngineLibrary, EngineSource};

@@ -5,6 +5,8 @@
 //! it lies in the queue; a waiter leaves the table only to be woken or
 //! poisoned. The table's lock is never held across a fetch or an ioctl.
 
+mod claim;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
@@ -13,6 +15,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use coppice_engine::ReadAhead;
 
 use super::layer::LayerSource;
 use super::machine::{Machine, Waiter};
@@ -88,6 +92,7 @@ struct Counters {
     zero: AtomicU64,
     frames_read: AtomicU64,
     bytes_read: AtomicU64,
+    prefetched: AtomicU64,
 }
 
 /// The memory of one image.
@@ -242,9 +247,19 @@ impl Pool {
         page: u64,
         for_machine: Option<&Machine>,
     ) -> Result<(), SourceError> {
+        self.fetch_with(&ReadAhead::default(), frame, page, for_machine)
+    }
+
+    fn fetch_with(
+        &self,
+        ahead: &ReadAhead,
+        frame: FrameKey,
+        page: u64,
+        for_machine: Option<&Machine>,
+    ) -> Result<(), SourceError> {
         let mut failed = None;
         let mut neighbours = 0;
-        let fetched = self.source.fetch(page, &mut |found, bytes| {
+        let fetched = self.source.fetch_with(ahead, page, &mut |found, bytes| {
             if found == page {
                 match self.install(found, bytes, for_machine) {
                     Ok(()) => self.wake_page(frame, page),
@@ -387,6 +402,7 @@ impl Pool {
             zero_pages: counters.zero.load(Ordering::Relaxed),
             frames_read: counters.frames_read.load(Ordering::Relaxed),
             bytes_read: counters.bytes_read.load(Ordering::Relaxed),
+            frames_prefetched: counters.prefetched.load(Ordering::Relaxed),
         })
     }
 }

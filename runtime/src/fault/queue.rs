@@ -45,6 +45,11 @@ impl Queue {
         self.state().waiting.push_back(job);
     }
 
+    /// Whether a job waits until another one is over.
+    pub(super) fn is_behind(&self) -> bool {
+        !self.state().waiting.is_empty()
+    }
+
     /// Asks for leave to run a job at once; otherwise it waits in the queue.
     pub(super) fn start(&self, job: Job) -> Option<Job> {
         let mut state = self.state();

@@ -13,6 +13,7 @@ use super::layer::LayerSource;
 use super::machine::{Machine, Mapped};
 use super::outbox::Outbox;
 use super::pool::{Budget, Pool, PoolError};
+use super::prefetch::Prefetcher;
 use super::source::{Library, SourceError};
 use super::worker::{NUDGE, Shared};
 use crate::protocol::{MachineKey, PAGE_SIZE, PagerReply, PagerRequest, PoolId, Region};
@@ -96,6 +97,7 @@ pub(super) struct Server {
     pools: BTreeMap<PoolId, Arc<Pool>>,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    prefetcher: Prefetcher,
 }
 
 impl Server {
@@ -108,8 +110,9 @@ impl Server {
         let shared = Arc::new(Shared::new(workers, outbox, Userfault::can_poison())?);
         let budget =
             Budget { neighbours: settings.neighbours_max, zero_window: settings.zero_window_pages };
-        let mut server =
-            Self { library, budget, pools: BTreeMap::new(), shared, workers: Vec::new() };
+        let prefetcher = Prefetcher::start(&shared)?;
+        let (pools, threads) = (BTreeMap::new(), Vec::new());
+        let mut server = Self { library, budget, pools, shared, workers: threads, prefetcher };
         for number in 0..workers {
             let shared = Arc::clone(&server.shared);
             let thread = std::thread::Builder::new().name(format!("fault-{number}"));
@@ -154,6 +157,14 @@ impl Server {
                 let source = self.layer(layer)?.layer().ok_or_else(|| unknown(&layer))?;
                 Ok((PagerReply::Runs(source.runs().to_vec()), None))
             }
+            PagerRequest::Touched { machine } => {
+                let touched = self.machine(machine)?.touched.pages();
+                Ok((PagerReply::Touched(touched), None))
+            }
+            PagerRequest::Prefetch { machine, pages } => {
+                self.prefetcher.begin(self.machine(machine)?, pages);
+                Ok((PagerReply::Done, None))
+            }
             PagerRequest::Detach { machine } => {
                 let gone = self.shared.detach(machine).ok_or_else(|| unknown(&machine))?;
                 Ok((PagerReply::Machine(gone.counters()), None))
@@ -186,15 +197,18 @@ impl Server {
         let got = descriptors.len();
         let [pagemap, remote] = <[OwnedFd; 2]>::try_from(descriptors)
             .map_err(|_| RequestError::Descriptors { wanted: 2, got })?;
-        let machines = self.shared.machines.read().unwrap_or_else(PoisonError::into_inner);
-        let machine = Arc::clone(machines.get(&key).ok_or_else(|| unknown(&key))?);
-        drop(machines);
+        let machine = self.machine(key)?;
         let (pagemap, remote) = (Pagemap::new(pagemap), RemoteMemory::new(remote));
         machine.prepare(memory.clone(), pagemap, remote)?;
         let pool = Pool::of_layer(id, Arc::new(LayerSource::of(&machine, memory)))?;
         let file = pool.read_only()?;
         self.pools.insert(id, Arc::new(pool));
         Ok((PagerReply::Pool, Some(file)))
+    }
+
+    fn machine(&self, key: MachineKey) -> Result<Arc<Machine>, RequestError> {
+        let machines = self.shared.machines.read().unwrap_or_else(PoisonError::into_inner);
+        machines.get(&key).cloned().ok_or_else(|| unknown(&key))
     }
 
     fn layer(&self, id: PoolId) -> Result<&Arc<Pool>, RequestError> {
@@ -260,6 +274,7 @@ impl Drop for Server {
             // A worker that panicked has said so already.
             drop(worker.join());
         }
+        self.prefetcher.end();
     }
 }
 

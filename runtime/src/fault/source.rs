@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use coppice_engine::ReadAhead;
+
 /// The bytes of a page.
 pub type Page = [u8; 4096];
 
@@ -95,6 +97,23 @@ pub trait PageSource: Send + Sync {
     /// asked for first, then others of the same frame. If the page asked for
     /// cannot be had, that is the error, and nothing is handed over.
     fn fetch(&self, page: u64, sink: &mut dyn FnMut(u64, &Page)) -> Result<Fetched, SourceError>;
+
+    /// Reads what will be fetched soon, in few large requests. Nothing is
+    /// decoded, and what cannot be read is left out. Who has no packs has
+    /// nothing to read.
+    fn read_ahead(&self, _pages: &[u64]) -> ReadAhead {
+        ReadAhead::default()
+    }
+
+    /// As [`PageSource::fetch`], but what was read ahead is not read again.
+    fn fetch_with(
+        &self,
+        _ahead: &ReadAhead,
+        page: u64,
+        sink: &mut dyn FnMut(u64, &Page),
+    ) -> Result<Fetched, SourceError> {
+        self.fetch(page, sink)
+    }
 }
 
 /// What images are opened from.

@@ -68,8 +68,25 @@ impl Shared {
     pub(super) fn detach(&self, key: MachineKey) -> Option<Arc<Machine>> {
         let mut machines = self.machines.write().unwrap_or_else(PoisonError::into_inner);
         let machine = machines.remove(&key)?;
+        machine.gone.store(true, Ordering::Relaxed);
         let _gone = epoll::delete(&self.epoll, &machine.userfault);
         Some(machine)
+    }
+
+    /// Whether faults wait for a thread that could fetch for them.
+    pub(super) fn is_behind(&self) -> bool {
+        self.queue.is_behind()
+    }
+
+    /// Has a worker fetch what somebody waits for.
+    pub(super) fn hand_over(&self, job: Job) {
+        self.queue.push(job);
+        self.nudge();
+    }
+
+    /// Whether all is to end.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
     }
 
     /// Makes the workers end, each when its fetch is over.
@@ -122,10 +139,7 @@ impl Shared {
                 if let Some(job) = self.fault(&machine, fault) {
                     match own {
                         None => own = Some(job),
-                        Some(_) => {
-                            self.queue.push(job);
-                            self.nudge();
-                        }
+                        Some(_) => self.hand_over(job),
                     }
                 }
             };
@@ -154,14 +168,19 @@ impl Shared {
         let waiter = Waiter { machine: Arc::clone(machine), address, page };
         match pool.arrive(&waiter) {
             Arrival::Resident => waiter.wake(),
-            Arrival::Zeros => match pool.install_zeros(page, Some(machine)) {
-                Ok(()) => waiter.wake(),
-                Err(error) => self.lose(pool.id(), &[waiter], &error.to_string()),
-            },
+            Arrival::Zeros => {
+                machine.touched.note(pool.id(), page);
+                match pool.install_zeros(page, Some(machine)) {
+                    Ok(()) => waiter.wake(),
+                    Err(error) => self.lose(pool.id(), &[waiter], &error.to_string()),
+                }
+            }
             Arrival::Joined => {
+                machine.touched.note(pool.id(), page);
                 machine.store_faults.fetch_add(1, Ordering::Relaxed);
             }
             Arrival::Fetch(frame) => {
+                machine.touched.note(pool.id(), page);
                 machine.store_faults.fetch_add(1, Ordering::Relaxed);
                 return Some(Job { pool: Arc::clone(pool), frame, page, machine: waiter.machine });
             }

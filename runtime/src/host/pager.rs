@@ -171,6 +171,23 @@ impl Pager {
         self.done(&PagerRequest::Attach { machine, regions }, &[userfault.as_fd()])
     }
 
+    /// The pages that a machine was the first to touch, in that order.
+    pub fn touched(&self, machine: MachineKey) -> Result<Vec<(PoolId, u64)>, PeerError> {
+        match self.peer.call(&PagerRequest::Touched { machine }, &[])?.0 {
+            PagerReply::Touched(pages) => Ok(pages),
+            _ => Err(self.peer.out_of_turn()),
+        }
+    }
+
+    /// Has pages fetched that a machine will touch; waits for none of them.
+    pub fn prefetch(
+        &self,
+        machine: MachineKey,
+        pages: Vec<(PoolId, u64)>,
+    ) -> Result<(), PeerError> {
+        self.done(&PagerRequest::Prefetch { machine, pages }, &[])
+    }
+
     /// Stops serving a machine and returns its last counters.
     pub fn detach(&self, machine: MachineKey) -> Result<MachineFaults, PeerError> {
         match self.peer.call(&PagerRequest::Detach { machine }, &[])?.0 {

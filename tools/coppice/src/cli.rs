@@ -299,6 +299,10 @@ pub(crate) struct Run {
     /// Leave the machine stopped before its first instruction
     #[arg(long, requires = "snapshot")]
     pub(crate) paused: bool,
+    /// Fetch pages when they are touched, not what earlier machines of this
+    /// snapshot touched
+    #[arg(long, requires = "snapshot")]
+    pub(crate) no_prefetch: bool,
 }
 
 #[derive(Debug, Args)]
@@ -338,6 +342,10 @@ pub(crate) struct Fork {
     /// Leave them stopped before their first instruction
     #[arg(long)]
     pub(crate) paused: bool,
+    /// Fetch pages when they are touched, not what earlier machines of this
+    /// snapshot touched
+    #[arg(long)]
+    pub(crate) no_prefetch: bool,
 }
 
 #[derive(Debug, Args)]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::cable::Cable;
 
 /// Both ends must agree on this number; it changes with any message.
-pub(crate) const PROTOCOL: u32 = 16;
+pub(crate) const PROTOCOL: u32 = 17;
 
 /// The first message of every connection, from the command line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -192,6 +192,8 @@ pub(crate) struct Fork {
     pub(crate) snapshot_only: bool,
     /// One for each network device; none means as before.
     pub(crate) nets: Vec<Cable>,
+    /// Whether to fetch what machines of this snapshot touched before.
+    pub(crate) prefetch: bool,
 }
 
 /// From the supervisor.
@@ -546,4 +548,6 @@ pub(crate) struct PoolLine {
     pub(crate) zero_pages: u64,
     pub(crate) frames_read: u64,
     pub(crate) bytes_read: u64,
+    /// Of the frames, those that were read before anybody waited for them.
+    pub(crate) frames_prefetched: u64,
 }

@@ -3,6 +3,7 @@
 mod failures;
 mod fork;
 mod live;
+mod prefetch;
 mod requests;
 mod sharing;
 mod store;

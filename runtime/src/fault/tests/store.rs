@@ -14,10 +14,10 @@ use super::fork::{Host, can_fault, shuffled};
 use crate::protocol::{PagerEvent, PagerReply, PagerRequest, PoolId};
 use crate::sys::userfault::Userfault;
 
-const PAGES: u64 = 512;
+pub(super) const PAGES: u64 = 512;
 
 /// Pages with a hole in every ninth place; others do not compress to nothing.
-fn page(number: u64) -> [u8; 4096] {
+pub(super) fn page(number: u64) -> [u8; 4096] {
     let mut bytes = [0; 4096];
     if !number.is_multiple_of(9) {
         let mut state = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
@@ -32,7 +32,7 @@ fn page(number: u64) -> [u8; 4096] {
 }
 
 /// A store with one image, committed, and the image's page map.
-fn store_in(dir: &Path) -> (Store, PageMap) {
+pub(super) fn store_in(dir: &Path) -> (Store, PageMap) {
     let settings = Settings { index: IndexKind::Memory, ..Settings::default() };
     let store = Store::open(dir, &settings).unwrap();
     let input = dir.join("image");
@@ -52,7 +52,7 @@ fn store_in(dir: &Path) -> (Store, PageMap) {
     (store, map)
 }
 
-fn host_of(store: &Store, map: &PageMap) -> Host {
+pub(super) fn host_of(store: &Store, map: &PageMap) -> Host {
     let host = Host::with(Arc::new(EngineLibrary::default()));
     for pack in map.packs() {
         let file = store.pack_file(*pack).unwrap();

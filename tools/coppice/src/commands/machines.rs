@@ -25,6 +25,7 @@ pub(super) fn run(client: &Client, options: cli::Run, out: Output) -> Result<()>
             paused: options.paused,
             snapshot_only: true,
             nets: options.nets,
+            prefetch: !options.no_prefetch,
         }),
         (None, _) => Request::Boot(Boot {
             name: options.name,
@@ -64,6 +65,7 @@ pub(super) fn fork(client: &Client, options: cli::Fork, out: Output) -> Result<(
         paused: options.paused,
         snapshot_only: false,
         nets: options.nets,
+        prefetch: !options.no_prefetch,
     });
     let bar = Bar::new();
     let (reply, _) = client.ask(request, &[], &mut |step| bar.show(&step))?;

@@ -52,6 +52,7 @@ impl Demonstration<'_> {
             paused: false,
             snapshot_only: true,
             nets: Vec::new(),
+            prefetch: true,
         });
         self.client.call(request)?;
         let word = Keeper::connect(&self.client, "grandchild")?.ask("recall")?;

@@ -131,6 +131,7 @@ impl Demonstration<'_> {
             paused,
             snapshot_only: true,
             nets: Vec::new(),
+            prefetch: true,
         });
         match self.client.call(request)? {
             Reply::Forked(forked) => Ok(forked),

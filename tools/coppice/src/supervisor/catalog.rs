@@ -135,6 +135,7 @@ impl Supervisor {
         let entry = self.find(name)?;
         self.check_unneeded(&entry).with_context(|| format!("cannot remove {name}"))?;
         self.store.remove(name)?;
+        self.working_sets.keep_only(&self.store);
         Ok(Reply::Done)
     }
 

@@ -25,6 +25,7 @@ use super::pools::Pool;
 use super::rest::Kept;
 use super::table::Reserved;
 use super::trunk::Trunk;
+use super::working_sets::Recall;
 use super::{Supervisor, net};
 use crate::cable::Cable;
 use crate::rpc::{Boot, Fork, Forked, Progress, Ready};
@@ -53,6 +54,8 @@ pub(super) struct Template {
     /// What lies over each disk already.
     frozen: Vec<Vec<Arc<FrozenOverlay>>>,
     origin: Origin,
+    /// What machines of this snapshot touch first.
+    recall: Option<Recall>,
 }
 
 enum Origin {
@@ -103,6 +106,7 @@ impl Supervisor {
             source: boot.disks.first().cloned(),
             kept: None,
             origin: Origin::Kernel { cmdline, kernel },
+            recall: None,
         };
         let ready = self.make(&template, reserved, begun, false)?;
         forked(vec![ready], 0, begun)
@@ -174,6 +178,7 @@ impl Supervisor {
             disks: live.disk_pools.clone(),
             frozen: overlays,
             origin: Origin::Instant { state, memory },
+            recall: None,
             descent: Descent::Live(Arc::clone(&trunk)),
         };
         drop(live);
@@ -259,11 +264,18 @@ impl Supervisor {
         let leased: Vec<ImageRef> = entry.record.images.iter().map(|(_, image)| *image).collect();
         let lease = Some(Arc::new(self.store.lease(&leased)?));
         let origin = self.origin(entry, config.memory_bytes, cmdline.as_deref())?;
+        let disks = self.pools_of(&images)?;
+        let memory_pool = match &origin {
+            Origin::Instant { memory, .. } => memory.pools().first(),
+            Origin::Kernel { .. } => None,
+        };
+        let recall = self.working_sets.recall(entry.id, memory_pool, &disks, fork.prefetch);
         Ok(Template {
             boots: cmdline.map(|cmdline| Boots { cmdline, kernel: None }),
             config,
             nets,
-            disks: self.pools_of(&images)?,
+            disks,
+            recall: Some(recall),
             frozen: vec![Vec::new(); images.len()],
             descent: Descent::Stored(Lineage {
                 snapshot: Some(entry.id),
@@ -387,10 +399,12 @@ impl Supervisor {
         let live = Arc::new(Live { vmm, built, pager, nets, disks, memory, disk_pools });
         *lock(&machine.live) = Some(Arc::clone(&live));
         if paused {
+            self.working_sets.begin(machine.key, &live.pager, template.recall.as_ref());
             return Ok(None);
         }
         let entered_ns = live.vmm.resume()?;
         machine.now(State::Running);
+        self.working_sets.begin(machine.key, &live.pager, template.recall.as_ref());
         match &template.origin {
             Origin::Kernel { .. } => net::plug(&live.nets)?,
             Origin::Instant { .. } => super::agent::plug_when_renewed(machine, &live)?,

@@ -66,6 +66,7 @@ impl Supervisor {
                     zero_pages: stats.zero_pages,
                     frames_read: stats.frames_read,
                     bytes_read: stats.bytes_read,
+                    frames_prefetched: stats.frames_prefetched,
                 })
             })
             .collect();

@@ -35,6 +35,8 @@ mod trunk;
 mod usage;
 pub(crate) mod view;
 mod workers;
+mod working_set;
+mod working_sets;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -57,6 +59,7 @@ use machine::{Descent, Lineage, Machine, State, lock};
 use paths::Paths;
 use pools::Pools;
 use table::Table;
+use working_sets::WorkingSets;
 
 /// A supervisor without machines ends after this long without a request.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
@@ -74,6 +77,7 @@ pub(crate) struct Supervisor {
     store: Store,
     pager: Mutex<Option<Arc<Pager>>>,
     pools: Pools,
+    working_sets: WorkingSets,
     table: Table,
     keys: AtomicU64,
     nursery: Nursery,
@@ -108,6 +112,7 @@ pub(crate) fn serve(paths: Paths, background: bool, zstd_level: i32) -> Result<(
     let supervisor = Arc::new(Supervisor::new(paths, store, news, lost, ending_on_signals()?)?);
     supervisor.find_ended()?;
     supervisor.watch(ended, lost_keys)?;
+    supervisor.working_sets.keep_only(&supervisor.store);
     if !background {
         eprintln!("coppice: serving {}", supervisor.paths.store().display());
     }
@@ -191,6 +196,7 @@ impl Supervisor {
                 paths.zygote_log(),
                 WARM_PROCESSES,
             )?,
+            working_sets: WorkingSets::new(paths.working_sets()),
             pager_program: internal_program("internal-pager")?,
             paths,
             store,
@@ -255,6 +261,13 @@ impl Supervisor {
             }
         })?;
         let me = Arc::clone(self);
+        spawn("working-sets", move || {
+            loop {
+                std::thread::sleep(working_sets::TICK);
+                me.working_sets.collect_due(me.running_pager().as_deref());
+            }
+        })?;
+        let me = Arc::clone(self);
         spawn("losses", move || {
             for key in lost {
                 me.fail(key);
@@ -303,6 +316,7 @@ impl Supervisor {
         machine.finish_layers();
         self.keep_disks(machine, &live);
         live.vmm.kill();
+        self.working_sets.collect(machine.key, self.running_pager().as_deref());
         // No other capture will build on them.
         *lock(&machine.descent) = Descent::Stored(Lineage::ended());
         match self.running_pager().map(|pager| pager.detach(machine.key)) {

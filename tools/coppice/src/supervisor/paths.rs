@@ -5,6 +5,7 @@
 //!   packs/ index/ …            the engine's, see docs/format.md
 //!   machines/NAME/             one folder for each machine
 //!     console.log vmm.log disk0.overlay machine.json
+//!   working-sets/ID            what machines of a snapshot touch first
 //!   run/supervisor.sock        where the supervisor listens
 //!   run/supervisor.log run/pager.log
 //! ```
@@ -66,6 +67,10 @@ impl Paths {
 
     pub(crate) fn machines(&self) -> PathBuf {
         self.store.join("machines")
+    }
+
+    pub(crate) fn working_sets(&self) -> PathBuf {
+        self.store.join("working-sets")
     }
 
     pub(crate) fn machine(&self, name: &str) -> PathBuf {

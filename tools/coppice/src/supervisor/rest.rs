@@ -113,6 +113,7 @@ impl Supervisor {
             paused: false,
             snapshot_only: true,
             nets: machine.nets.clone(),
+            prefetch: true,
         };
         let mut template = self.template(&entry, &fork, None)?;
         template.source = machine.source.clone();
