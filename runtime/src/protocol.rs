@@ -344,6 +344,12 @@ pub enum PagerRequest {
         /// Pages of its pools.
         pages: Vec<(PoolId, u64)>,
     },
+    /// How much memory the pools may take together. Answered by
+    /// [`PagerReply::Done`].
+    Budget {
+        /// In bytes.
+        bytes: u64,
+    },
     /// Stops serving a machine. Answered by [`PagerReply::Machine`].
     Detach {
         /// Which.
@@ -406,6 +412,8 @@ pub struct PoolStats {
     pub bytes_read: u64,
     /// Of the frames, those that were read before anybody waited for them.
     pub frames_prefetched: u64,
+    /// Pages that were dropped to stay within the budget.
+    pub evicted_pages: u64,
 }
 
 /// Counters of one machine.

@@ -148,8 +148,7 @@ impl PageSource for LayerSource {
         }
         let mut bytes = [0; 4096];
         if let Some(pool) = self.owner(page) {
-            pool.pull(page)?;
-            pool.read(page, &mut bytes)?;
+            pool.copy_out(page, &mut bytes)?;
         }
         sink(page, &bytes);
         Ok(Fetched::default())

@@ -13,12 +13,15 @@
 //!
 //! A machine is captured while it goes on: `capture` has how.
 //!
+//! A pool is also a cache: `keeper` drops pages that the store has.
+//!
 //! Invariants: a page becomes visible whole and verified or not at all
 //! (`sys::side`); a thread that waits is woken by the page or
 //! by poison, never left; no lock is held across a read of the store.
 
 mod capture;
 mod engine;
+mod keeper;
 mod layer;
 mod machine;
 mod outbox;

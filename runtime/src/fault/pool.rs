@@ -6,6 +6,7 @@
 //! poisoned. The table's lock is never held across a fetch or an ioctl.
 
 mod claim;
+mod evict;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,10 +15,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use coppice_engine::ReadAhead;
 
+use self::evict::Ages;
 use super::layer::LayerSource;
 use super::machine::{Machine, Waiter};
 use super::source::{Extent, FrameKey, Page, PageSource, SourceError};
@@ -88,6 +90,9 @@ struct Counters {
     /// Pages whose installation has begun and not failed.
     attempted: AtomicU64,
     installed: AtomicU64,
+    /// Pages whose dropping has begun and not failed.
+    dropping: AtomicU64,
+    dropped: AtomicU64,
     stored: AtomicU64,
     zero: AtomicU64,
     frames_read: AtomicU64,
@@ -106,6 +111,9 @@ pub(super) struct Pool {
     file: PoolFile,
     side: SideMapping,
     resident: Box<[AtomicU64]>,
+    /// What a bit says and what the file has change together under this.
+    changing: RwLock<()>,
+    ages: Ages,
     pending: Mutex<HashMap<FrameKey, Vec<Waiter>>>,
     budget: Budget,
     counters: Counters,
@@ -127,10 +135,21 @@ impl Pool {
         let file = PoolFile::new(bytes).map_err(failed)?;
         let side = SideMapping::new(&file).map_err(failed)?;
         let resident = (0..words).map(|_| AtomicU64::new(0)).collect();
-        let pending = Mutex::default();
-        let counters = Counters::default();
-        let layer = None;
-        Ok(Self { id, source, layer, len, pages, file, side, resident, pending, budget, counters })
+        Ok(Self {
+            id,
+            source,
+            layer: None,
+            len,
+            pages,
+            file,
+            side,
+            resident,
+            changing: RwLock::default(),
+            ages: Ages::new(words),
+            pending: Mutex::default(),
+            budget,
+            counters: Counters::default(),
+        })
     }
 
     /// An empty pool for the pages of a machine that goes on.
@@ -179,6 +198,7 @@ impl Pool {
         while done < pages.len() {
             let page = first + done as u64;
             let rest = &pages[done..];
+            let kept = self.changing.read().unwrap_or_else(PoisonError::into_inner);
             self.counters.attempted.fetch_add(rest.len() as u64, Ordering::SeqCst);
             let result = self.side.install_run(page, rest.as_flattened());
             let new = *result.as_ref().unwrap_or(&0);
@@ -187,6 +207,7 @@ impl Pool {
             self.counters.attempted.fetch_sub(rest.len() as u64 - new, Ordering::SeqCst);
             result?;
             if new == 0 {
+                drop(kept);
                 self.install(page, &rest[0], None)?;
                 done += 1;
             } else {
@@ -257,12 +278,15 @@ impl Pool {
         page: u64,
         for_machine: Option<&Machine>,
     ) -> Result<(), SourceError> {
-        let mut failed = None;
+        let (mut failed, mut delivered) = (None, false);
         let mut neighbours = 0;
         let fetched = self.source.fetch_with(ahead, page, &mut |found, bytes| {
             if found == page {
                 match self.install(found, bytes, for_machine) {
-                    Ok(()) => self.wake_page(frame, page),
+                    Ok(()) => {
+                        delivered = true;
+                        self.wake_page(frame, page);
+                    }
                     Err(source) => failed = Some(SourceError::Install { page, source }),
                 }
             } else if neighbours < self.budget.neighbours && !self.is_resident(found) {
@@ -275,7 +299,8 @@ impl Pool {
         self.counters.bytes_read.fetch_add(fetched.bytes_read, Ordering::Relaxed);
         match failed {
             Some(error) => Err(error),
-            None if self.is_resident(page) => Ok(()),
+            // A layer's own page is put there by whoever copies it.
+            None if delivered || self.is_resident(page) => Ok(()),
             None => Err(SourceError::NotDelivered(page)),
         }
     }
@@ -344,6 +369,7 @@ impl Pool {
         for_machine: Option<&Machine>,
         act: impl FnOnce() -> io::Result<Installed>,
     ) -> io::Result<()> {
+        let _kept = self.changing.read().unwrap_or_else(PoisonError::into_inner);
         self.counters.attempted.fetch_add(1, Ordering::SeqCst);
         let result = act();
         if let Ok(Installed::New) = result {
@@ -363,6 +389,7 @@ impl Pool {
     fn mark(&self, page: u64) {
         let (word, bit) = self.bit(page);
         self.resident[word].fetch_or(bit, Ordering::Release);
+        self.ages.fill(word);
     }
 
     /// Whether a page is in its file.
@@ -387,17 +414,21 @@ impl Pool {
         // Others may be installing: the truth lies between what was done
         // before the kernel was asked and what was begun when it had answered.
         let installed = counters.installed.load(Ordering::SeqCst);
+        let dropped = counters.dropped.load(Ordering::SeqCst);
         let allocated = self
             .file
             .allocated_pages()
             .map_err(|source| PoolError::Memory { len: self.len, source })?;
-        let attempted = counters.attempted.load(Ordering::SeqCst);
-        if !(installed..=attempted.max(installed)).contains(&allocated) {
+        let attempted = counters.attempted.load(Ordering::SeqCst).max(installed);
+        let dropping = counters.dropping.load(Ordering::SeqCst).max(dropped);
+        let fewest = installed.saturating_sub(dropping);
+        if !(fewest..=attempted.saturating_sub(dropped)).contains(&allocated) {
             return Err(PoolError::Foreign { pool: self.id, allocated, installed });
         }
         Ok(PoolStats {
             len: self.len,
-            resident_pages: installed,
+            resident_pages: self.resident_pages(),
+            evicted_pages: dropped,
             stored_pages: counters.stored.load(Ordering::Relaxed),
             zero_pages: counters.zero.load(Ordering::Relaxed),
             frames_read: counters.frames_read.load(Ordering::Relaxed),

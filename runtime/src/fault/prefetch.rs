@@ -8,7 +8,7 @@
 //! Invariant: no fault waits for more than one frame that is prefetched. A
 //! window is read before any of its frames is claimed; while faults wait for a
 //! thread, nothing is prefetched; and nothing is prefetched for a machine that
-//! is not served any more.
+//! is not served any more, nor beyond the budget of the pools.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use std::time::Duration;
 use coppice_engine::ReadAhead;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
+use super::keeper::Keeping;
 use super::machine::{Machine, Waiter};
 use super::pool::Pool;
 use super::queue::Job;
@@ -48,12 +49,12 @@ pub(super) struct Prefetcher {
 
 impl Prefetcher {
     /// Starts the thread.
-    pub(super) fn start(shared: &Arc<Shared>) -> std::io::Result<Self> {
+    pub(super) fn start(shared: &Arc<Shared>, keeping: &Arc<Keeping>) -> std::io::Result<Self> {
         let (tasks, received) = unbounded();
-        let shared = Arc::clone(shared);
+        let (shared, keeping) = (Arc::clone(shared), Arc::clone(keeping));
         let thread = std::thread::Builder::new()
             .name("prefetch".to_owned())
-            .spawn(move || work(&shared, &received))?;
+            .spawn(move || work(&shared, &keeping, &received))?;
         Ok(Self { tasks: Some(tasks), thread: Some(thread) })
     }
 
@@ -80,10 +81,10 @@ impl Prefetcher {
     }
 }
 
-fn work(shared: &Shared, tasks: &Receiver<Task>) {
+fn work(shared: &Shared, keeping: &Keeping, tasks: &Receiver<Task>) {
     for task in tasks {
         let (mut rest, mut window) = (task.pages.as_slice(), WINDOW_FIRST);
-        while !rest.is_empty() && task.is_wanted(shared) {
+        while !rest.is_empty() && task.is_wanted(shared) && keeping.has_room() {
             let taken = task.window(rest, window);
             rest = &rest[taken.seen..];
             task.fetch(shared, &taken.pages);

@@ -7,8 +7,10 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::capture::{self, CaptureError};
+use super::keeper::Keeper;
 use super::layer::LayerSource;
 use super::machine::{Machine, Mapped};
 use super::outbox::Outbox;
@@ -30,11 +32,22 @@ pub struct Settings {
     pub neighbours_max: u64,
     /// A hole is filled with zeros in aligned windows of this many pages.
     pub zero_window_pages: u64,
+    /// How long a page stays at least, however small the budget is: long enough
+    /// for whoever waited for it to get on.
+    pub young: Duration,
+    /// How often the budget is looked at.
+    pub keeper_tick: Duration,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { workers: 8, neighbours_max: 31, zero_window_pages: 8 }
+        Self {
+            workers: 8,
+            neighbours_max: 31,
+            zero_window_pages: 8,
+            young: Duration::from_millis(500),
+            keeper_tick: Duration::from_millis(50),
+        }
     }
 }
 
@@ -98,6 +111,7 @@ pub(super) struct Server {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     prefetcher: Prefetcher,
+    keeper: Keeper,
 }
 
 impl Server {
@@ -110,9 +124,11 @@ impl Server {
         let shared = Arc::new(Shared::new(workers, outbox, Userfault::can_poison())?);
         let budget =
             Budget { neighbours: settings.neighbours_max, zero_window: settings.zero_window_pages };
-        let prefetcher = Prefetcher::start(&shared)?;
+        let keeper = Keeper::start(settings.young, settings.keeper_tick)?;
+        let prefetcher = Prefetcher::start(&shared, keeper.keeping())?;
         let (pools, threads) = (BTreeMap::new(), Vec::new());
-        let mut server = Self { library, budget, pools, shared, workers: threads, prefetcher };
+        let mut server =
+            Self { library, budget, pools, shared, workers: threads, prefetcher, keeper };
         for number in 0..workers {
             let shared = Arc::clone(&server.shared);
             let thread = std::thread::Builder::new().name(format!("fault-{number}"));
@@ -165,6 +181,10 @@ impl Server {
                 self.prefetcher.begin(self.machine(machine)?, pages);
                 Ok((PagerReply::Done, None))
             }
+            PagerRequest::Budget { bytes } => {
+                self.keeper.keeping().set_budget(bytes);
+                Ok((PagerReply::Done, None))
+            }
             PagerRequest::Detach { machine } => {
                 let gone = self.shared.detach(machine).ok_or_else(|| unknown(&machine))?;
                 Ok((PagerReply::Machine(gone.counters()), None))
@@ -180,7 +200,7 @@ impl Server {
         let source = self.library.open(File::from(map))?;
         let pool = Pool::new(id, source, self.budget)?;
         let memory = pool.read_only()?;
-        self.pools.insert(id, Arc::new(pool));
+        self.keep(id, pool);
         Ok((PagerReply::Pool, Some(memory)))
     }
 
@@ -202,8 +222,14 @@ impl Server {
         machine.prepare(memory.clone(), pagemap, remote)?;
         let pool = Pool::of_layer(id, Arc::new(LayerSource::of(&machine, memory)))?;
         let file = pool.read_only()?;
-        self.pools.insert(id, Arc::new(pool));
+        self.keep(id, pool);
         Ok((PagerReply::Pool, Some(file)))
+    }
+
+    fn keep(&mut self, id: PoolId, pool: Pool) {
+        let pool = Arc::new(pool);
+        self.keeper.keeping().watch(&pool);
+        self.pools.insert(id, pool);
     }
 
     fn machine(&self, key: MachineKey) -> Result<Arc<Machine>, RequestError> {

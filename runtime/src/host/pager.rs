@@ -188,6 +188,11 @@ impl Pager {
         self.done(&PagerRequest::Prefetch { machine, pages }, &[])
     }
 
+    /// Says how many bytes the pools may take together.
+    pub fn set_budget(&self, bytes: u64) -> Result<(), PeerError> {
+        self.done(&PagerRequest::Budget { bytes }, &[])
+    }
+
     /// Stops serving a machine and returns its last counters.
     pub fn detach(&self, machine: MachineKey) -> Result<MachineFaults, PeerError> {
         match self.peer.call(&PagerRequest::Detach { machine }, &[])?.0 {

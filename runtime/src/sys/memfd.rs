@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};
 
 const THP: &str = "/sys/kernel/mm/transparent_hugepage";
 
@@ -93,6 +93,13 @@ impl PoolFile {
     /// Pages that the kernel holds for the file.
     pub(crate) fn allocated_pages(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.blocks() / 8)
+    }
+
+    /// Lets the kernel take back pages. Whoever maps them faults at the next
+    /// touch; what was written to a private mapping stays there.
+    pub(crate) fn drop_pages(&self, first: u64, count: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.0, flags, first * 4096, count * 4096)?)
     }
 
     pub(crate) fn file(&self) -> &File {

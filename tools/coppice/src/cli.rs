@@ -359,6 +359,10 @@ pub(crate) struct Serve {
     /// How hard to compress what is stored from now on
     #[arg(long, value_name = "LEVEL", default_value_t = Settings::default().zstd_level, value_parser = clap::value_parser!(i32).range(1..=19))]
     pub(crate) zstd_level: i32,
+    /// How much of the host's memory may hold pages that machines share and
+    /// the store has [default: half of it; less while the host is short]
+    #[arg(long, value_name = "MiB", env = "COPPICE_POOL_MEMORY", hide_env_values = true)]
+    pub(crate) pool_memory: Option<u64>,
 }
 
 #[derive(Debug, Args)]

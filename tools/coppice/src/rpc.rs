@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::cable::Cable;
 
 /// Both ends must agree on this number; it changes with any message.
-pub(crate) const PROTOCOL: u32 = 17;
+pub(crate) const PROTOCOL: u32 = 18;
 
 /// The first message of every connection, from the command line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -533,6 +533,10 @@ pub(crate) struct MachineLine {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Pools {
     pub(crate) pid: u32,
+    /// What all pools together may take now.
+    pub(crate) budget_bytes: u64,
+    /// What they take.
+    pub(crate) resident_bytes: u64,
     pub(crate) pools: Vec<PoolLine>,
 }
 
@@ -550,4 +554,6 @@ pub(crate) struct PoolLine {
     pub(crate) bytes_read: u64,
     /// Of the frames, those that were read before anybody waited for them.
     pub(crate) frames_prefetched: u64,
+    /// Pages that were dropped to stay within the budget.
+    pub(crate) evicted_pages: u64,
 }

@@ -48,9 +48,13 @@ impl Host {
     }
 
     pub(super) fn with(library: Arc<dyn Library>) -> Self {
+        Self::with_settings(library, Settings::default())
+    }
+
+    pub(super) fn with_settings(library: Arc<dyn Library>, settings: Settings) -> Self {
         let (near, far) = Channel::pair().unwrap();
         let server = std::thread::spawn(move || {
-            serve_pages(&far, library, &Settings::default()).unwrap();
+            serve_pages(&far, library, &settings).unwrap();
         });
         let (reply_to, replies) = mpsc::channel();
         let (event_to, events) = mpsc::channel();

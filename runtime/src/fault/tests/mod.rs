@@ -1,5 +1,6 @@
 //! The page server against real userfaultfds, through its real channel.
 
+mod evict;
 mod failures;
 mod fork;
 mod live;

@@ -116,7 +116,12 @@ fn a_flipped_byte_loses_its_pages_and_names_chunk_and_pack() {
 }
 
 /// Imports an image of these pages.
-fn import(store: &Store, dir: &Path, name: &str, pages: impl Iterator<Item = u64>) -> ImageRef {
+pub(super) fn import(
+    store: &Store,
+    dir: &Path,
+    name: &str,
+    pages: impl Iterator<Item = u64>,
+) -> ImageRef {
     let path = dir.join(name);
     let mut file = File::create(&path).unwrap();
     pages.for_each(|number| file.write_all(&page(number)).unwrap());
@@ -177,7 +182,7 @@ fn a_collection_moves_pages_under_machines_that_use_them() {
     assert!(reply.unwrap_err().contains("another image"));
 }
 
-fn table(bytes: &[u8]) -> File {
+pub(super) fn table(bytes: &[u8]) -> File {
     let file = rustix::fs::memfd_create("map", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     let mut file = File::from(file);
     file.write_all(bytes).unwrap();

@@ -162,7 +162,8 @@ fn serve(folder: PathBuf, options: &Serve) -> Result<ExitCode> {
         return stop_serving(folder);
     }
     allow_many_descriptors();
-    supervisor::serve(Paths::new(folder)?, options.background, options.zstd_level)?;
+    let settings = (options.zstd_level, options.pool_memory);
+    supervisor::serve(Paths::new(folder)?, options.background, settings)?;
     Ok(ExitCode::SUCCESS)
 }
 

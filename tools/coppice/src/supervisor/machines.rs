@@ -45,7 +45,8 @@ impl Supervisor {
     /// What `pools` shows.
     pub(crate) fn pool_lines(&self) -> Result<Pools> {
         let Some(pager) = self.running_pager() else {
-            return Ok(Pools { pid: 0, pools: Vec::new() });
+            let budget_bytes = self.budget.bytes();
+            return Ok(Pools { pid: 0, budget_bytes, resident_bytes: 0, pools: Vec::new() });
         };
         let counters = pager.stats()?.0;
         let pools = self
@@ -67,10 +68,12 @@ impl Supervisor {
                     frames_read: stats.frames_read,
                     bytes_read: stats.bytes_read,
                     frames_prefetched: stats.frames_prefetched,
+                    evicted_pages: stats.evicted_pages,
                 })
             })
             .collect();
-        Ok(Pools { pid: pager.pid(), pools })
+        let resident_bytes = counters.iter().map(|(_, stats)| stats.resident_pages * 4096).sum();
+        Ok(Pools { pid: pager.pid(), budget_bytes: self.budget.bytes(), resident_bytes, pools })
     }
 
     /// Opens a stream to a port in the guest.

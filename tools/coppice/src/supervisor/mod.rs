@@ -8,6 +8,7 @@
 
 mod agent;
 mod boots;
+mod budget;
 mod bulk;
 mod capture;
 mod catalog;
@@ -54,6 +55,7 @@ use coppice_runtime::protocol::{MachineKey, PagerEvent};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use budget::Budget;
 pub(crate) use launch::{FORKS, MEMORY_MIB, VCPUS};
 use machine::{Descent, Lineage, Machine, State, lock};
 use paths::Paths;
@@ -77,6 +79,7 @@ pub(crate) struct Supervisor {
     store: Store,
     pager: Mutex<Option<Arc<Pager>>>,
     pools: Pools,
+    budget: Budget,
     working_sets: WorkingSets,
     table: Table,
     keys: AtomicU64,
@@ -94,7 +97,11 @@ pub(crate) struct Supervisor {
 }
 
 /// Serves until it is told to end, or nobody needs it.
-pub(crate) fn serve(paths: Paths, background: bool, zstd_level: i32) -> Result<()> {
+pub(crate) fn serve(
+    paths: Paths,
+    background: bool,
+    (zstd_level, pool_memory_mib): (i32, Option<u64>),
+) -> Result<()> {
     coppice_runtime::sys::heap::share_arenas();
     // Keys typed for the command that started it are not meant for it.
     if background && rustix::process::setsid().is_err() {
@@ -109,7 +116,8 @@ pub(crate) fn serve(paths: Paths, background: bool, zstd_level: i32) -> Result<(
     let listener = listen(&paths)?;
     let (news, ended) = unbounded();
     let (lost, lost_keys) = unbounded();
-    let supervisor = Arc::new(Supervisor::new(paths, store, news, lost, ending_on_signals()?)?);
+    let supervisor = Supervisor::new(paths, store, news, lost, ending_on_signals()?)?;
+    let supervisor = Arc::new(Supervisor { budget: Budget::new(pool_memory_mib), ..supervisor });
     supervisor.find_ended()?;
     supervisor.watch(ended, lost_keys)?;
     supervisor.working_sets.keep_only(&supervisor.store);
@@ -196,6 +204,7 @@ impl Supervisor {
                 paths.zygote_log(),
                 WARM_PROCESSES,
             )?,
+            budget: Budget::new(None),
             working_sets: WorkingSets::new(paths.working_sets()),
             pager_program: internal_program("internal-pager")?,
             paths,
@@ -236,6 +245,7 @@ impl Supervisor {
             // Nobody listens only when the supervisor is ending.
             let _heard = lost.send(key).is_ok();
         })?;
+        self.budget.tell(&pager)?;
         Ok(Arc::clone(slot.insert(Arc::new(pager))))
     }
 
@@ -260,6 +270,8 @@ impl Supervisor {
                 me.release(&machine);
             }
         })?;
+        let me = Arc::clone(self);
+        spawn("memory", move || me.follow_memory())?;
         let me = Arc::clone(self);
         spawn("working-sets", move || {
             loop {
