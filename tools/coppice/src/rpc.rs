@@ -518,6 +518,8 @@ pub(crate) struct MachineLine {
     pub(crate) pss_bytes: u64,
     /// Page tables of its process.
     pub(crate) page_table_bytes: u64,
+    /// What its process has besides guest memory.
+    pub(crate) vmm_bytes: u64,
     pub(crate) overlay_bytes: u64,
     /// Faults that the page server answered.
     pub(crate) faults: u64,

@@ -248,6 +248,7 @@ fn line(machine: &Machine, faults: MachineFaults) -> MachineLine {
         shared_bytes: usage.shared_bytes,
         pss_bytes: usage.pss_bytes,
         page_table_bytes: usage.page_table_bytes,
+        vmm_bytes: usage.vmm_bytes,
         overlay_bytes: usage.overlay_bytes,
         faults: faults.faults,
         store_faults: faults.store_faults,

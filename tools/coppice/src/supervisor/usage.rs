@@ -17,6 +17,9 @@ pub(crate) struct Usage {
     pub(crate) pss_bytes: u64,
     /// Its page tables.
     pub(crate) page_table_bytes: u64,
+    /// What the process has besides guest memory, pages that it still shares
+    /// with the process it was forked from divided by their users.
+    pub(crate) vmm_bytes: u64,
     /// What its overlays take on disk.
     pub(crate) overlay_bytes: u64,
 }
@@ -31,7 +34,11 @@ pub(crate) fn measure(live: &Live) -> Result<Usage> {
         usage.shared_bytes += counts.shared * 4096;
     }
     let pid = live.vmm.pid();
-    usage.pss_bytes = proc_kib(&format!("/proc/{pid}/smaps_rollup"), "Pss:")? * 1024;
+    let rollup = format!("/proc/{pid}/smaps_rollup");
+    usage.pss_bytes = proc_kib(&rollup, "Pss:")? * 1024;
+    // A guest's own pages are anonymous too, and nobody else has them.
+    let anonymous = proc_kib(&rollup, "Pss_Anon:")? * 1024;
+    usage.vmm_bytes = anonymous.saturating_sub(usage.private_bytes);
     usage.page_table_bytes = proc_kib(&format!("/proc/{pid}/status"), "VmPTE:")? * 1024;
     for overlay in lock(&live.disks).iter().flat_map(Stack::files) {
         let blocks = rustix::fs::fstat(overlay)?.st_blocks;
