@@ -16,7 +16,12 @@ use crate::orders::{Kind, Order};
 use crate::product::Product;
 
 /// Machines that are made at once.
-const BATCH: u32 = 100;
+const BATCH: u32 = 95;
+/// Machines that are made one by one after each batch, so that nobody else of
+/// them works while each does.
+const SINGLES: u32 = 5;
+/// Bare machines; more say the same.
+const BARE_MAX: u32 = 1000;
 
 /// Pages that a machine reads, and pages that it writes.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -72,16 +77,23 @@ pub struct Crowd {
     pub accounts_to_measured_ratio: f64,
     /// A fork by a bare machine, all parts.
     pub forks_to_bare_ratio: f64,
-    /// 1.3 of a bare machine and 512 KiB.
+    /// The parts of a bare machine without the memory of its program: the least
+    /// that any process with such a machine takes.
+    pub least_bare_kib: f64,
+    /// 1.3 of that, and 512 KiB.
     pub bound_kib: f64,
-    /// For each hundred, from the request until all run, for one machine.
+    /// For each hundred, from the request until all of a batch run, for one machine.
     pub fork_us_by_hundred: Vec<f64>,
-    /// Of each hundred the median of what the reads took, in ticks of the clock.
+    /// The median of single forks, from the request until the vCPU runs.
+    pub single_us_by_hundred: Vec<f64>,
+    /// The median of what their reads took, in ticks of the clock.
     pub read_ticks_by_hundred: Vec<f64>,
     /// The same for the writes.
     pub write_ticks_by_hundred: Vec<f64>,
     /// The last five hundred by the first five hundred (or halves of fewer).
     pub fork_last_to_first_ratio: f64,
+    /// The same for single forks.
+    pub single_last_to_first_ratio: f64,
     /// The same for reads.
     pub read_last_to_first_ratio: f64,
     /// The same for writes.
@@ -150,32 +162,37 @@ pub fn measure(
 ) -> Result<Crowd> {
     let mut hundreds = Hundreds::default();
     // One that comes before, so that nothing is counted that only the first costs.
-    hundreds.make(product, template, 1)?;
+    hundreds.make(product, template)?;
+    let machines_before = SINGLES + BATCH;
     hundreds = Hundreds::default();
     let (pids, servers) = product.processes()?;
     let before = Accounts::of(&pids, &servers)?;
-    for number in 1..=machines / BATCH {
-        hundreds.make(product, template, BATCH)?;
-        eprintln!("measuring: {} machines", number * BATCH);
+    for number in 1..=machines / machines_before {
+        hundreds.make(product, template)?;
+        eprintln!("measuring: {} machines", number * machines_before);
     }
     let (pids, servers) = product.processes()?;
     let forks = Accounts::of(&pids, &servers)?.since(&before, machines);
     product.end()?;
     eprintln!("measuring: bare machines");
-    let bare = bare(image, machines, work)?;
+    let bare = bare(image, machines.min(BARE_MAX), work)?;
+    let least_bare_kib = bare.accounts_kib - bare.process_kib + 4.0 * f64::from(work.writes);
     let measured = forks.group_kib.unwrap_or(forks.host_kib);
     Ok(Crowd {
         machines,
         work,
         accounts_to_measured_ratio: forks.accounts_kib / measured,
         forks_to_bare_ratio: forks.accounts_kib / bare.accounts_kib,
-        bound_kib: bare.accounts_kib * 1.3 + 512.0,
+        least_bare_kib,
+        bound_kib: least_bare_kib * 1.3 + 512.0,
         forks,
         bare,
         fork_last_to_first_ratio: last_to_first(&hundreds.fork_us),
+        single_last_to_first_ratio: last_to_first(&hundreds.singles),
         read_last_to_first_ratio: last_to_first(&hundreds.reads),
         write_last_to_first_ratio: last_to_first(&hundreds.writes),
         fork_us_by_hundred: hundreds.fork_us,
+        single_us_by_hundred: hundreds.singles,
         read_ticks_by_hundred: hundreds.reads,
         write_ticks_by_hundred: hundreds.writes,
     })
@@ -184,21 +201,30 @@ pub fn measure(
 #[derive(Debug, Default)]
 struct Hundreds {
     fork_us: Vec<f64>,
+    singles: Vec<f64>,
     reads: Vec<f64>,
     writes: Vec<f64>,
 }
 
 impl Hundreds {
-    /// Forks, and waits until all have done their work.
-    fn make(&mut self, product: &Product, template: &str, count: u32) -> Result<()> {
-        let forked = product.fork(template, count)?;
-        let (mut reads, mut writes) = (Vec::new(), Vec::new());
+    /// Forks a hundred, and waits until all have done their work.
+    fn make(&mut self, product: &Product, template: &str) -> Result<()> {
+        let forked = product.fork(template, BATCH)?;
         for name in &forked.names {
-            let (read, written) = product.wait_for(name, kernel::said)?;
-            reads.push(f64::from(read));
-            writes.push(f64::from(written));
+            product.wait_for(name, kernel::said)?;
         }
-        self.fork_us.push(real(forked.all_ready_us) / f64::from(count));
+        let (mut singles, mut reads, mut writes) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..SINGLES {
+            let single = product.fork(template, 1)?;
+            singles.extend(single.ready_us.iter().copied().map(real));
+            for name in &single.names {
+                let (read, written) = product.wait_for(name, kernel::said)?;
+                reads.push(f64::from(read));
+                writes.push(f64::from(written));
+            }
+        }
+        self.fork_us.push(real(forked.all_ready_us) / f64::from(BATCH));
+        self.singles.push(Spread::of(singles).p50);
         self.reads.push(Spread::of(reads).p50);
         self.writes.push(Spread::of(writes).p50);
         Ok(())

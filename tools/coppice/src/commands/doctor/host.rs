@@ -14,6 +14,7 @@ const KERNEL_MIN: (u32, u32) = (6, 7);
 /// A machine takes about so many mappings, descriptors and bytes of memory.
 const MAPPINGS_PER_MACHINE: u64 = 600;
 const DESCRIPTORS_WANTED: u64 = 65_536;
+const THREADS_WANTED: u64 = 65_536;
 const FREE_WANTED: u64 = 5 << 30;
 
 /// Runs all checks; `store` is where the store is or would be.
@@ -28,6 +29,7 @@ pub(super) fn examine(store: &Path) -> Vec<Check> {
         io_uring(),
         tap(),
         descriptors(),
+        threads(),
         mappings(),
         memory(),
         disk(store),
@@ -159,6 +161,20 @@ fn descriptors() -> Check {
         ),
         Some(limit) => Check::ok(name, format!("at most {limit}")),
         None => Check::ok(name, "no limit"),
+    }
+}
+
+fn threads() -> Check {
+    let name = "kernel.pid_max";
+    let text = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+    match number(&text) {
+        Some(most) if most < THREADS_WANTED => Check::warn(
+            name,
+            most.to_string(),
+            "a machine takes about six threads: sysctl kernel.pid_max=4194304 for thousands",
+        ),
+        Some(most) => Check::ok(name, most.to_string()),
+        None => Check::warn(name, "unknown", "/proc is not there"),
     }
 }
 
