@@ -29,5 +29,6 @@ pub mod packs;
 pub mod pools;
 pub mod primitives;
 pub mod product;
+pub mod restores;
 pub mod runner;
 pub mod splitter_study;

@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use coppice_engine::{ImportOptions, IndexKind, Role, Settings, Store};
+use coppice_engine::{ImportOptions, IndexKind, PageMap, Role, Settings, Store};
 use coppice_runtime::fault::{Settings as FaultSettings, serve_pages};
 use coppice_runtime::host::{News, Pager};
 use coppice_runtime::pager_main;
@@ -51,6 +51,43 @@ pub struct Pool {
 
 const ID: PoolId = PoolId(1);
 
+/// An image in a store.
+#[derive(Debug)]
+pub struct Stored {
+    store: Store,
+    map: PageMap,
+    folder: PathBuf,
+}
+
+impl Stored {
+    /// Imports an image into a new store in this folder.
+    pub fn import(image: &File, folder: &Path) -> Result<Self> {
+        let settings = Settings { index: IndexKind::Memory, ..Settings::default() };
+        let store = Store::open(folder, &settings)?;
+        let name = "bench".parse()?;
+        store.import(image, name, ImportOptions::default(), &mut |_| {})?;
+        let entry = store.lookup("bench")?;
+        let disk = entry.record.images.iter().find(|(role, _)| matches!(role, Role::Disk(_)));
+        let map = store.page_map(&disk.context("the imported image")?.1)?;
+        Ok(Self { store, map, folder: folder.to_owned() })
+    }
+
+    /// An empty pool over it, of a page server of its own.
+    pub fn open_pool(&self) -> Result<Pool> {
+        let pager = start(Origin::Store)?;
+        for pack in self.map.packs() {
+            pager.add_pack(pack.0, self.store.pack_file(*pack)?.as_fd())?;
+        }
+        let memory = pager.open_pool(ID, memory_file(&self.map.to_bytes())?.as_fd())?;
+        Ok(Pool { pager, memory, next_machine: 0.into() })
+    }
+
+    /// Has the kernel forget its packs.
+    pub fn drop_from_cache(&self) -> Result<()> {
+        crate::restores::drop_from_cache(&self.folder)
+    }
+}
+
 impl Pool {
     /// A pool over the image, served out of memory.
     pub fn in_memory(image: &File) -> Result<Self> {
@@ -68,19 +105,7 @@ impl Pool {
 
     /// A pool over the image, imported into a new store in this folder.
     pub fn in_store(image: &File, folder: &Path) -> Result<Self> {
-        let settings = Settings { index: IndexKind::Memory, ..Settings::default() };
-        let store = Store::open(folder, &settings)?;
-        let name = "bench".parse()?;
-        store.import(image, name, ImportOptions::default(), &mut |_| {})?;
-        let entry = store.lookup("bench")?;
-        let disk = entry.record.images.iter().find(|(role, _)| matches!(role, Role::Disk(_)));
-        let map = store.page_map(&disk.context("the imported image")?.1)?;
-        let pager = start(Origin::Store)?;
-        for pack in map.packs() {
-            pager.add_pack(pack.0, store.pack_file(*pack)?.as_fd())?;
-        }
-        let memory = pager.open_pool(ID, memory_file(&map.to_bytes())?.as_fd())?;
-        Ok(Self { pager, memory, next_machine: 0.into() })
+        Stored::import(image, folder)?.open_pool()
     }
 
     /// The memory that forks map.
