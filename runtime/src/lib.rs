@@ -3,6 +3,9 @@
 
 mod devices;
 pub mod fault;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod host;
 pub mod jail;
 mod memory;

@@ -193,6 +193,9 @@ pub enum VmmReply {
         /// For each disk, the blocks its newest overlay holds, as ascending
         /// runs.
         overlays: Vec<Vec<PageRun>>,
+        /// The pages that the guest has ever freed, as ascending runs. Those
+        /// that are not the machine's own now are zero.
+        freed: Vec<PageRun>,
     },
     /// The frozen overlays are one.
     Folded,
@@ -322,6 +325,15 @@ pub enum PagerRequest {
         layer: PoolId,
         /// More pages than this are refused, and nothing is changed.
         pages_max: u64,
+    },
+    /// Says which pages of a frozen layer its machine has freed: those that the
+    /// layer does not have are zero. Before anybody maps it. Answered by
+    /// [`PagerReply::Done`].
+    ClearLayer {
+        /// Which.
+        layer: PoolId,
+        /// The pages, as ascending runs.
+        freed: Vec<PageRun>,
     },
     /// Which pages a frozen layer has of its machine. Answered by
     /// [`PagerReply::Runs`].

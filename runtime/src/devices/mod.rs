@@ -7,4 +7,6 @@ pub(crate) mod virtio;
 
 pub(crate) use console::ConsoleLog;
 pub(crate) use gate::Gate;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use serial::hostile as hostile_serial;
 pub(crate) use serial::{SERIAL_IRQ, Serial, SerialError, SerialSnapshot};

@@ -141,6 +141,27 @@ impl Serial {
     }
 }
 
+/// Plays a guest that accesses the port as the bytes say: a register and whether
+/// it is read, and a value.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn hostile(input: &[u8]) {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let log = rustix::fs::memfd_create("console", flags).expect("a memfd");
+    let serial = Serial::new(ConsoleLog::new(log.into()), None).expect("a port");
+    for access in input.chunks_exact(2) {
+        let register = access[0] & 7;
+        if access[0] & 8 == 0 {
+            serial.write(register, access[1]);
+        } else {
+            serial.read(register);
+        }
+    }
+    let saved = serial.save();
+    let log = rustix::fs::memfd_create("console", flags).expect("a memfd");
+    let again = Serial::new(ConsoleLog::new(log.into()), Some(&saved)).expect("the same port");
+    assert_eq!(again.save(), saved);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! page of the layer ── written by the machine ──> copied from it, once (see `capture`)
-//!                   └─ not written: a gap ──────> from the pool below that has it
+//!                   ├─ freed by its guest ──────> zeros
+//!                   └─ neither: a gap ──────────> from the pool below that has it
 //! ```
 //!
 //! Gaps exist because machines map layers in few, long pieces. A gap looks up
@@ -36,6 +37,8 @@ pub(super) struct LayerSource {
     len: u64,
     below: Vec<(PageRun, Arc<Pool>)>,
     frozen: OnceLock<Frozen>,
+    /// Pages that are zero unless they are frozen.
+    freed: OnceLock<PageSet>,
     /// The machine, for as long as pages are to be copied from it.
     machine: Mutex<Option<Arc<Machine>>>,
     /// Why pages are lost, if they are.
@@ -49,6 +52,7 @@ impl LayerSource {
             len: memory.end - memory.start,
             below: machine.memory_pools(),
             frozen: OnceLock::new(),
+            freed: OnceLock::new(),
             machine: Mutex::new(Some(Arc::clone(machine))),
             lost: OnceLock::new(),
         }
@@ -58,6 +62,16 @@ impl LayerSource {
     pub(super) fn freeze(&self, runs: Vec<PageRun>) -> bool {
         let set = PageSet::of(&runs, self.len / PAGE_SIZE);
         self.frozen.set(Frozen { set, runs }).is_ok()
+    }
+
+    /// Says which pages the machine had freed. The first time counts.
+    pub(super) fn clear(&self, freed: &[PageRun]) {
+        let _known = self.freed.set(PageSet::of(freed, self.len / PAGE_SIZE));
+    }
+
+    /// Whether a page is zero, whatever is below.
+    fn is_cleared(&self, page: u64) -> bool {
+        !self.has(page) && self.freed.get().is_some_and(|freed| freed.contains(page))
     }
 
     /// The pages that belong to it.
@@ -95,13 +109,19 @@ impl LayerSource {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The pool below that has a page.
+    /// The pool below that has a page; none if it is zero.
     fn owner(&self, page: u64) -> Option<&Pool> {
-        let mut pool = self.below(page)?;
-        while let Some(layer) = pool.layer().filter(|layer| !layer.has(page)) {
-            pool = layer.below(page)?;
+        let mut layer = self;
+        loop {
+            if layer.is_cleared(page) {
+                return None;
+            }
+            let pool = layer.below(page)?;
+            match pool.layer() {
+                Some(next) if !next.has(page) => layer = next,
+                _ => return Some(pool),
+            }
         }
-        Some(pool)
     }
 
     fn below(&self, page: u64) -> Option<&Pool> {

@@ -169,6 +169,10 @@ impl Server {
                 let pages = capture::freeze(self.layer(layer)?, pages_max, &self.shared.outbox)?;
                 Ok((PagerReply::Frozen { pages }, None))
             }
+            PagerRequest::ClearLayer { layer, freed } => {
+                self.layer(layer)?.layer().ok_or_else(|| unknown(&layer))?.clear(&freed);
+                Ok((PagerReply::Done, None))
+            }
             PagerRequest::LayerRuns { layer } => {
                 let source = self.layer(layer)?.layer().ok_or_else(|| unknown(&layer))?;
                 Ok((PagerReply::Runs(source.runs().to_vec()), None))

@@ -127,6 +127,11 @@ impl Pager {
         }
     }
 
+    /// Says which pages of a frozen layer its machine has freed.
+    pub fn clear_layer(&self, layer: PoolId, freed: Vec<PageRun>) -> Result<(), PeerError> {
+        self.done(&PagerRequest::ClearLayer { layer, freed }, &[])
+    }
+
     /// Which pages a frozen layer has.
     pub fn layer_runs(&self, layer: PoolId) -> Result<Vec<PageRun>, PeerError> {
         match self.peer.call(&PagerRequest::LayerRuns { layer }, &[])?.0 {

@@ -44,6 +44,9 @@ pub struct SavedMachine {
     pub state: Vec<u8>,
     /// For each disk, the blocks its newest overlay holds.
     pub overlays: Vec<Vec<PageRun>>,
+    /// Pages that the guest has ever freed; those that are not the machine's own
+    /// now are zero.
+    pub freed: Vec<PageRun>,
 }
 
 impl Vmm {
@@ -109,7 +112,9 @@ impl Vmm {
     /// Describes the paused machine.
     pub fn save(&self) -> Result<SavedMachine, PeerError> {
         match self.peer.call(&VmmRequest::Save, &[])?.0 {
-            VmmReply::Saved { state, overlays } => Ok(SavedMachine { state, overlays }),
+            VmmReply::Saved { state, overlays, freed } => {
+                Ok(SavedMachine { state, overlays, freed })
+            }
             _ => Err(self.peer.out_of_turn()),
         }
     }
@@ -118,7 +123,9 @@ impl Vmm {
     /// taken where the old ones hold blocks.
     pub fn freeze(&self, overlays: &[BorrowedFd<'_>]) -> Result<SavedMachine, PeerError> {
         match self.peer.call(&VmmRequest::Freeze, overlays)?.0 {
-            VmmReply::Saved { state, overlays } => Ok(SavedMachine { state, overlays }),
+            VmmReply::Saved { state, overlays, freed } => {
+                Ok(SavedMachine { state, overlays, freed })
+            }
             _ => Err(self.peer.out_of_turn()),
         }
     }

@@ -82,12 +82,14 @@ const FREE: &[i64] = &[
 /// Refused without ending the process, with `ENOSYS`.
 const REFUSED: &[i64] = &[libc::SYS_clone3, libc::SYS_open, libc::SYS_openat, libc::SYS_readlink];
 
-/// The types of the ioctls of KVM, of userfaultfd and of `/proc/self/pagemap`.
+/// The types of the ioctls of KVM and of userfaultfd.
 const KVM: u64 = 0xae00;
 const USERFAULT: u64 = 0xaa00;
 const IOCTL_TYPE: u64 = 0xff00;
 /// What the kernel told the process when it began, Linux 6.4.
 const PR_GET_AUXV: u64 = 0x4155_5856;
+/// `PAGEMAP_SCAN`: which of its own pages the process has written.
+const PAGEMAP_SCAN: u64 = 0xc060_6610;
 /// Non-blocking streams to the guest.
 const FIONBIO: u64 = 0x5421;
 
@@ -127,8 +129,12 @@ fn allowed(own_process: u64) -> Result<BTreeMap<i64, Vec<SeccompRule>>, JailErro
     // Names of threads, and where the vDSO with the clock lies.
     let name = u64::try_from(libc::PR_SET_NAME).unwrap_or(0);
     rules.insert(libc::SYS_prctl, vec![equal(0, name)?, equal(0, PR_GET_AUXV)?]);
-    let ioctls =
-        [masked(1, IOCTL_TYPE, KVM)?, masked(1, IOCTL_TYPE, USERFAULT)?, equal(1, FIONBIO)?];
+    let ioctls = [
+        masked(1, IOCTL_TYPE, KVM)?,
+        masked(1, IOCTL_TYPE, USERFAULT)?,
+        equal(1, PAGEMAP_SCAN)?,
+        equal(1, FIONBIO)?,
+    ];
     rules.insert(libc::SYS_ioctl, ioctls.into());
     let commands =
         [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];

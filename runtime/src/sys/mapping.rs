@@ -146,6 +146,20 @@ impl Mapping {
         let _refusal = unsafe { libc::madvise(self.pointer().cast::<c_void>(), self.len, advice) };
     }
 
+    /// Gives a part of it back: what was written there is gone, and what was
+    /// mapped there shows again. Best effort, as all advice.
+    pub(crate) fn discard(&self, start: u64, len: u64) {
+        let (Ok(at), Ok(len)) = (usize::try_from(start), usize::try_from(len)) else { return };
+        if at.checked_add(len).is_none_or(|end| end > self.len) {
+            return;
+        }
+        // SAFETY: the part lies in the mapping.
+        let target = unsafe { self.pointer().add(at) };
+        // SAFETY: the range is of this mapping, of which only volatile views are
+        // handed out; they tolerate that its bytes change.
+        let _refusal = unsafe { libc::madvise(target.cast(), len, libc::MADV_DONTNEED) };
+    }
+
     /// Where it lies in this process.
     pub(crate) fn pointer(&self) -> *mut u8 {
         self.address.as_ptr()

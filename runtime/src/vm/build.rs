@@ -21,9 +21,9 @@ use super::machine::{Machine, MachineError, OnEnd, Waiting};
 use super::regions::Handover;
 use super::state::MachineState;
 use super::wiring;
-use crate::devices::virtio::{Block, Disk, Identity, Net, Rng, Transport, Vsock};
+use crate::devices::virtio::{Balloon, Block, Disk, Identity, Net, Rng, Transport, Vsock};
 use crate::devices::{ConsoleLog, Gate, Serial};
-use crate::memory::{Ram, RamLayout, set_memslots};
+use crate::memory::{Freed, Ram, RamLayout, set_memslots};
 use crate::pieces::Piece;
 use crate::protocol::{Content, MachineConfig, NetConfig, PAGE_SIZE, PageRun, Start};
 use crate::sys::kvm::call;
@@ -38,6 +38,8 @@ struct Plan {
     nets: Vec<NetConfig>,
     vcpus: u8,
     layout: RamLayout,
+    /// Machines of earlier versions have none.
+    balloon: bool,
     begin: Begin,
 }
 
@@ -65,18 +67,20 @@ impl Plan {
             return Err(MachineError::Devices(device_count));
         }
         let layout = RamLayout::new(config.memory_bytes)?;
+        let mut balloon = device_count < wiring::DEVICES_MAX;
         let begin = match start {
             Start::Boot { cmdline } => Begin::Boot { cmdline },
             Start::Restore { state, memory, frozen } => {
                 let state = MachineState::decode(&state)?;
-                state.check(&config, device_count)?;
+                balloon = state.virtio.len() == device_count + 1;
+                state.check(&config, device_count + usize::from(balloon))?;
                 if frozen.len() != config.disks.len() {
                     return Err(MachineError::Overlays(frozen.len(), config.disks.len()));
                 }
                 Begin::Continue(Box::new(Instant { state, memory, frozen }))
             }
         };
-        Ok(Self { config, nets, vcpus, layout, begin })
+        Ok(Self { config, nets, vcpus, layout, balloon, begin })
     }
 
     fn saved(&self) -> Option<&MachineState> {
@@ -192,7 +196,8 @@ pub(super) fn build(
             (cpus.clone(), make_vcpus(&vm, first_vcpu, cpus, plan.vcpus)?)
         }
     };
-    let vsock = start_devices(&devices.virtio, &disks, links, plan.saved())?;
+    let freed = Arc::new(Freed::new(Arc::clone(&ram), handover.pagemap()?));
+    let vsock = start_devices(&devices.virtio, &disks, (links, &freed), plan.saved())?;
     let vcpus = start_vcpus(fds, &devices, on_end)?;
     let waiting = match plan.begin {
         Begin::Boot { .. } => None,
@@ -214,6 +219,7 @@ pub(super) fn build(
         devices,
         disks,
         vsock,
+        freed,
         handover,
         running: false,
     })
@@ -262,7 +268,8 @@ fn register(
     Ok(())
 }
 
-/// The disks, vsock, rng, then the network devices; with their saved states if there are some.
+/// The disks, vsock, rng, then the network devices, then the balloon; with their
+/// saved states if there are some.
 fn make_transports(
     plan: &Plan,
     ram: &Arc<Ram>,
@@ -274,6 +281,7 @@ fn make_transports(
     }
     identities.extend([Vsock::identity(), Rng::identity()]);
     identities.extend(plan.nets.iter().map(|net| Net::identity(net.mac)));
+    identities.extend(plan.balloon.then(Balloon::identity));
     let mut transports = Vec::new();
     for identity in identities {
         let transport = Transport::new(identity, Arc::clone(ram), Arc::clone(gate));
@@ -324,7 +332,7 @@ fn make_vcpus(
 fn start_devices(
     virtio: &[Arc<Transport>],
     disks: &[Arc<Disk>],
-    links: Vec<OwnedFd>,
+    (links, freed): (Vec<OwnedFd>, &Arc<Freed>),
     saved: Option<&MachineState>,
 ) -> Result<Vsock, MachineError> {
     let (blocks, others) = virtio.split_at(disks.len());
@@ -335,6 +343,9 @@ fn start_devices(
         return Err(MachineError::Devices(virtio.len()));
     };
     Rng::start(Arc::clone(rng))?;
+    if let Some(balloon) = nets.get(links.len()) {
+        Balloon::start(Arc::clone(balloon), Arc::clone(freed))?;
+    }
     for (index, (transport, link)) in nets.iter().zip(links).enumerate() {
         Net::start(&format!("net{index}"), Arc::clone(transport), link)?;
     }

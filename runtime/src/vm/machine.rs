@@ -21,7 +21,7 @@ use super::state::{MachineState, StateError};
 use super::wiring;
 use crate::devices::virtio::{BlockError, Disk, DiskError, TransportError, Vsock, WorkerError};
 use crate::devices::{Gate, SerialError};
-use crate::memory::{LayoutError, Ram, RamError};
+use crate::memory::{Freed, LayoutError, Ram, RamError};
 use crate::protocol::{MachineConfig, PageRun};
 use crate::sys::kvm::{KvmError, call};
 use crate::vcpu::{
@@ -115,6 +115,7 @@ pub(super) struct Machine {
     pub(super) devices: Arc<Devices>,
     pub(super) disks: Vec<Arc<Disk>>,
     pub(super) vsock: Vsock,
+    pub(super) freed: Arc<Freed>,
     pub(super) handover: Handover,
     pub(super) running: bool,
 }
@@ -212,6 +213,11 @@ impl Machine {
             disk.freeze(overlay);
         }
         Ok((state, runs))
+    }
+
+    /// The pages that the guest has ever freed.
+    pub(super) fn freed(&self) -> Vec<PageRun> {
+        self.freed.runs()
     }
 
     /// Replaces frozen overlays of a disk by one that holds the same.

@@ -12,6 +12,7 @@ use userfaultfd::Uffd;
 use super::sources::Sources;
 use crate::protocol::{Content, PAGE_SIZE, PageRun, Region};
 use crate::sys::mapping::Mapping;
+use crate::sys::pagemap::Pagemap;
 use crate::sys::userfault::machine_features;
 
 /// Why the page server cannot be given this process's memory.
@@ -85,6 +86,13 @@ impl Handover {
             self.regions.push(Region { content, address, len, offset, pooled: true });
         }
         Ok(())
+    }
+
+    /// This process's page tables, once more.
+    pub(super) fn pagemap(&self) -> Result<Pagemap, RegionError> {
+        let again = self.pagemap.try_clone();
+        let pagemap = again.map_err(|source| RegionError::Proc { name: "pagemap", source })?;
+        Ok(Pagemap::new(pagemap.into()))
     }
 
     /// All mappings.

@@ -162,12 +162,12 @@ impl Server<'_> {
             }
             VmmRequest::Save => {
                 let (state, overlays) = self.machine()?.save().map_err(text)?;
-                Ok(VmmReply::Saved { state, overlays })
+                Ok(VmmReply::Saved { state, overlays, freed: self.machine()?.freed() })
             }
             VmmRequest::Freeze => {
                 let overlays = descriptors.into_iter().map(File::from).collect();
                 let (state, overlays) = self.machine()?.freeze(overlays).map_err(text)?;
-                Ok(VmmReply::Saved { state, overlays })
+                Ok(VmmReply::Saved { state, overlays, freed: self.machine()?.freed() })
             }
             VmmRequest::Fold { disk, count, runs } => {
                 let [overlay] = <[OwnedFd; 1]>::try_from(descriptors)

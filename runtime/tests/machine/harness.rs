@@ -216,7 +216,7 @@ impl Machine {
     /// Everything of the paused machine.
     pub(crate) fn save(&mut self) -> Snapshot {
         let (reply, _) = self.process.ask(&VmmRequest::Save, &[]).unwrap();
-        let VmmReply::Saved { state, overlays } = reply else { panic!("{reply:?}") };
+        let VmmReply::Saved { state, overlays, .. } = reply else { panic!("{reply:?}") };
         let config = self.config.clone();
         Snapshot {
             config,

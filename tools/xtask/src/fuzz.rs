@@ -26,30 +26,37 @@ const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module \
 /// Flags are for this target only, and not for what runs while building.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// The packages with fuzz targets beside their own: decoders, and devices.
+const PACKAGES: [&str; 2] = ["engine/fuzz", "runtime/fuzz"];
+
 /// Builds all targets and runs each from the committed corpus.
 pub(crate) fn run(checkout: &Checkout, long: bool) -> Result<()> {
     let folder = target_folder(checkout)?.join("fuzz");
-    let manifest = checkout.path("engine/fuzz/Cargo.toml");
-    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build
-        .args(["build", "--release", "--locked", "--target", TARGET, "--manifest-path"])
-        .arg(&manifest)
-        .env("CARGO_TARGET_DIR", &folder)
-        .env("RUSTFLAGS", FLAGS);
-    run_shown("building the fuzz targets", build)?;
-    let binaries = folder.join(TARGET).join("release");
     let seconds = if long { SECONDS_LONG } else { SECONDS };
     let mut cases = 0;
-    for target in targets(checkout)? {
-        cases += fuzz(checkout, &binaries, &folder, &target, seconds)?;
+    for package in PACKAGES {
+        build(checkout, package, &folder)?;
+        for target in targets(checkout, package)? {
+            cases += fuzz(checkout, &folder, (package, &target), seconds)?;
+        }
     }
     eprintln!("xtask: {cases} inputs fuzzed");
     Ok(())
 }
 
+fn build(checkout: &Checkout, package: &str, folder: &Path) -> Result<()> {
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build
+        .args(["build", "--release", "--locked", "--target", TARGET, "--manifest-path"])
+        .arg(checkout.path(&format!("{package}/Cargo.toml")))
+        .env("CARGO_TARGET_DIR", folder)
+        .env("RUSTFLAGS", FLAGS);
+    run_shown(&format!("building the fuzz targets of {package}"), build)
+}
+
 /// The targets are the programs of the fuzz package.
-fn targets(checkout: &Checkout) -> Result<Vec<String>> {
-    let folder = checkout.path("engine/fuzz/src/bin");
+fn targets(checkout: &Checkout, package: &str) -> Result<Vec<String>> {
+    let folder = checkout.path(&format!("{package}/src/bin"));
     let mut targets = Vec::new();
     for entry in std::fs::read_dir(&folder).with_context(|| format!("no {}", folder.display()))? {
         let path = entry?.path();
@@ -62,24 +69,23 @@ fn targets(checkout: &Checkout) -> Result<Vec<String>> {
 /// Fuzzes one target; returns how many inputs were tried.
 fn fuzz(
     checkout: &Checkout,
-    binaries: &Path,
     folder: &Path,
-    target: &str,
+    (package, target): (&str, &str),
     seconds: u32,
 ) -> Result<u64> {
     let found = folder.join("found").join(target);
     std::fs::create_dir_all(&found)?;
     let log = folder.join(format!("{target}.log"));
-    let mut command = Command::new(binaries.join(target));
+    let mut command = Command::new(folder.join(TARGET).join("release").join(target));
     command
         .arg(&found)
-        .arg(checkout.path(&format!("engine/fuzz/corpus/{target}")))
+        .arg(checkout.path(&format!("{package}/corpus/{target}")))
         .arg(format!("-max_total_time={seconds}"))
         .args(["-rss_limit_mb=512", "-timeout=10", "-max_len=65536", "-print_final_stats=1"])
         .arg(format!("-artifact_prefix={}/", found.display()));
     run_logged(&format!("fuzzing {target}"), command, &log)?;
     let cases = executed(&std::fs::read_to_string(&log)?)?;
-    eprintln!("tried: {cases} inputs of the decoder {target}");
+    eprintln!("tried: {cases} inputs of {target} in {package}");
     Ok(cases)
 }
 

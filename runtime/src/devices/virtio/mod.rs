@@ -6,17 +6,21 @@
 //! every length is bounded, and a queue that makes no sense stops its device
 //! until the driver resets it.
 
+mod balloon;
 mod block;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod hostile;
 mod net;
 mod prefault;
 mod rng;
 mod segments;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 mod testing;
 mod transport;
 mod vsock;
 mod worker;
 
+pub(crate) use balloon::Balloon;
 pub(crate) use block::{Block, BlockError, Disk, DiskError};
 pub(crate) use net::Net;
 pub(crate) use rng::Rng;

@@ -30,7 +30,7 @@ impl Rng {
     }
 }
 
-fn step(transport: &Transport) {
+pub(super) fn step(transport: &Transport) {
     loop {
         transport.prefault(0, 1);
         let pass = transport.enter();

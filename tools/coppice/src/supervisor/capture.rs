@@ -17,6 +17,7 @@ use coppice_runtime::protocol::{Content, PAGE_SIZE, PageRun, Region};
 use super::Supervisor;
 use super::boots::gather_kernel;
 use super::config::Recorded;
+use super::freed::{Taken, taken, write_zeros};
 use super::freeze::{self, Frozen, PAUSE_LIMIT};
 use super::machine::{Lineage, Live, Machine, State, lock};
 use super::overlays::{FrozenOverlay, holders};
@@ -108,12 +109,17 @@ impl Supervisor {
         let mut session = self.store.begin()?;
         let mut gathered = Gathered::default();
         let mut writer = session.image(memory_bytes, below.memory.as_ref())?;
-        for run in &frozen.runs {
-            let read = |offset: u64, piece: &mut [u8]| {
-                Ok(memory.read_exact_at(piece, run.first * PAGE_SIZE + offset)?)
-            };
-            write_run(&mut writer, *run, memory_bytes, read)?;
-            gathered.dirty_pages += run.count;
+        for part in taken(&frozen.runs, &frozen.freed) {
+            match part {
+                Taken::Zero(run) => write_zeros(&mut writer, run)?,
+                Taken::Own(run) => {
+                    let read = |offset: u64, piece: &mut [u8]| {
+                        Ok(memory.read_exact_at(piece, run.first * PAGE_SIZE + offset)?)
+                    };
+                    write_run(&mut writer, run, memory_bytes, read)?;
+                    gathered.dirty_pages += run.count;
+                }
+            }
         }
         gathered.images.push((Role::Memory, writer.finish()?));
         gather_disks(&mut session, &frozen.disks, below, &mut gathered)?;
@@ -137,8 +143,10 @@ impl Supervisor {
         if was_running {
             live.vmm.pause(PAUSE_LIMIT)?;
         }
-        let memory = capture_memory(live, below, &mut session, machine.config.memory_bytes);
-        let frozen = memory.and_then(|memory| Ok((memory, self.freeze_disks(machine, live)?)));
+        let frozen = self.freeze_disks(machine, live).and_then(|(instant, saved)| {
+            let memory = capture_memory((machine, live), below, &mut session, &saved.freed)?;
+            Ok((memory, (instant, saved.state)))
+        });
         if was_running {
             live.vmm.resume().context("the machine was captured but cannot go on")?;
         }
@@ -273,25 +281,28 @@ pub(crate) fn alive(machine: &Machine) -> Result<std::sync::Arc<Live>> {
     }
 }
 
-/// Memory as its base image with the machine's own pages on top.
+/// Memory as its base image with the machine's own pages on top, and zeros where
+/// its guest has freed them.
 fn capture_memory(
-    live: &Live,
+    (machine, live): (&Machine, &Live),
     lineage: &Lineage,
     session: &mut Session,
-    len: u64,
+    freed: &[PageRun],
 ) -> Result<(ImageRef, u64)> {
+    let (len, at) = (machine.config.memory_bytes, freeze::memory_of(live, machine)?);
     let mut writer = session.image(len, lineage.memory.as_ref())?;
     let mut pages = 0;
-    for region in memory_regions(live) {
-        let runs = live.built.pagemap.dirty(region.address..region.address + region.len)?;
-        for run in runs {
-            let first = region.offset / PAGE_SIZE + run.first;
-            let address = region.address + run.first * PAGE_SIZE;
-            let read = |offset: u64, piece: &mut [u8]| {
-                Ok(live.built.memory.read(address + offset, piece)?)
-            };
-            write_run(&mut writer, PageRun { first, count: run.count }, len, read)?;
-            pages += run.count;
+    for part in taken(&live.built.pagemap.dirty(at.clone())?, freed) {
+        match part {
+            Taken::Zero(run) => write_zeros(&mut writer, run)?,
+            Taken::Own(run) => {
+                let address = at.start + run.first * PAGE_SIZE;
+                let read = |offset: u64, piece: &mut [u8]| {
+                    Ok(live.built.memory.read(address + offset, piece)?)
+                };
+                write_run(&mut writer, run, len, read)?;
+                pages += run.count;
+            }
         }
     }
     Ok((writer.finish()?, pages))

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use coppice_runtime::host::SavedMachine;
 use coppice_runtime::protocol::{Content, PAGE_SIZE, PageRun};
 
 use super::Supervisor;
@@ -42,6 +43,8 @@ pub(crate) struct Frozen {
     /// The pages that it had written since it began.
     pub(crate) layer: Arc<Pool>,
     pub(crate) runs: Vec<PageRun>,
+    /// The pages that its guest has ever freed: zero, unless they are among those.
+    pub(crate) freed: Vec<PageRun>,
     /// The overlays of each disk, the oldest first.
     pub(crate) disks: Vec<Vec<Arc<FrozenOverlay>>>,
     /// The kernel that it was booted with, if a file still has it.
@@ -86,11 +89,12 @@ impl Supervisor {
             live.vmm.resume().context("the machine was frozen but cannot go on")?;
         }
         let pause_us = if was_running { u64::try_from(begun.elapsed().as_micros())? } else { 0 };
-        let (instant, state) = stopped?;
+        let (instant, SavedMachine { state, freed, .. }) = stopped?;
+        live.pager.clear_layer(layer.id, freed.clone())?;
         let runs = live.pager.layer_runs(layer.id)?;
         let disks = lock(&live.disks).iter().map(|stack| stack.frozen.clone()).collect();
         let kernel = machine.boots.as_ref().and_then(|boots| boots.kernel.clone());
-        Ok(Frozen { instant, state, layer, runs, disks, kernel, pause_us })
+        Ok(Frozen { instant, state, layer, runs, freed, disks, kernel, pause_us })
     }
 
     fn freeze_stopped(
@@ -98,7 +102,7 @@ impl Supervisor {
         machine: &Machine,
         live: &Live,
         layer: &Arc<Pool>,
-    ) -> Result<(Instant, Vec<u8>)> {
+    ) -> Result<(Instant, SavedMachine)> {
         live.pager.freeze(layer.id, room_pages()?)?;
         // Before it goes on, so that nobody ends it unaware of this.
         let mut layers = lock(&machine.layers);
@@ -114,19 +118,21 @@ impl Supervisor {
         &self,
         machine: &Machine,
         live: &Live,
-    ) -> Result<(Instant, Vec<u8>)> {
+    ) -> Result<(Instant, SavedMachine)> {
         let mut disks = lock(&live.disks);
         let spares = (0..)
             .zip(disks.iter())
             .map(|(index, stack)| stack.spare(machine, index))
             .collect::<Result<Vec<_>>>()?;
         let borrowed: Vec<_> = spares.iter().map(AsFd::as_fd).collect();
-        let saved = live.vmm.freeze(&borrowed)?;
+        let mut saved = live.vmm.freeze(&borrowed)?;
         let instant = Instant(self.next_key());
-        for ((stack, runs), spare) in disks.iter_mut().zip(saved.overlays).zip(spares) {
+        for ((stack, runs), spare) in
+            disks.iter_mut().zip(std::mem::take(&mut saved.overlays)).zip(spares)
+        {
             stack.freeze(instant, runs, spare);
         }
-        Ok((instant, saved.state))
+        Ok((instant, saved))
     }
 
     /// Whether memory has room for what the machine has written, once more.
@@ -137,7 +143,7 @@ impl Supervisor {
 }
 
 /// Where a machine's memory lies in its process.
-fn memory_of(live: &Live, machine: &Machine) -> Result<std::ops::Range<u64>> {
+pub(super) fn memory_of(live: &Live, machine: &Machine) -> Result<std::ops::Range<u64>> {
     let memory = live.built.regions.iter().filter(|region| region.content == Content::Memory);
     let start = memory.map(|region| region.address).min().context("the machine has no memory")?;
     Ok(start..start + machine.config.memory_bytes)

@@ -165,7 +165,11 @@ impl Supervisor {
         let (frozen, descent) = frozen;
         let live = super::capture::alive(parent)?;
         let pages = parent.config.memory_bytes / PAGE_SIZE;
-        let memory = live.memory.with_layer(&frozen.runs, &frozen.layer, pages)?;
+        let memory = live.memory.with_layer(
+            &super::freed::covered(&frozen.runs, &frozen.freed),
+            &frozen.layer,
+            pages,
+        )?;
         let parent_pause_us = frozen.pause_us;
         let (state, overlays) = (frozen.state.clone(), frozen.disks.clone());
         let trunk = Arc::new(Trunk::new(parent, descent, frozen));

@@ -16,6 +16,7 @@ mod clock;
 mod cold;
 mod collect;
 mod config;
+mod freed;
 mod freeze;
 mod launch;
 mod lineage;

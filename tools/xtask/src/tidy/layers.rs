@@ -39,6 +39,7 @@ const PACKAGES: [Package; 2] = [
             &[&["memory"], &["jail"]],
             &[&["vcpu"], &["devices"], &["fault"]],
             &[&["vm"]],
+            &[&["fuzzing"]],
         ],
         aside: &[("host", &["sys", "protocol", "pieces"])],
     },

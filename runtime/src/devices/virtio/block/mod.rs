@@ -105,6 +105,35 @@ fn config(sectors: u64) -> Vec<u8> {
     config
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+/// The device without a thread, for those who play its driver.
+pub(super) struct Puppet(Disk);
+
+#[cfg(any(test, feature = "fuzzing"))]
+impl Puppet {
+    const LEN: u64 = 128 << 10;
+
+    /// A small disk of which the first half has data.
+    pub(super) fn new(read_only: bool) -> (Identity, Self) {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let file = |name: &str| {
+            let file = std::fs::File::from(rustix::fs::memfd_create(name, flags).expect("a memfd"));
+            file.set_len(Self::LEN).expect("room");
+            file
+        };
+        let (pool, overlay) = (file("pool"), file("overlay"));
+        let half = vec![7; usize::try_from(Self::LEN / 2).expect("it is small")];
+        std::os::unix::fs::FileExt::write_all_at(&pool, &half, 0).expect("room");
+        let identity = Block::identity(Self::LEN, read_only).expect("whole sectors");
+        let disk = Disk::new(Self::LEN, read_only, &pool, overlay, Vec::new()).expect("a disk");
+        (identity, Self(disk))
+    }
+
+    pub(super) fn step(&self, transport: &Transport) {
+        step(transport, &self.0);
+    }
+}
+
 fn step(transport: &Transport, disk: &Disk) {
     loop {
         transport.prefault(0, 1);

@@ -9,6 +9,9 @@
 
 mod thread;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) use thread::Puppet;
+
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 

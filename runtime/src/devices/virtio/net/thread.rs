@@ -217,6 +217,40 @@ impl Thread {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+/// The device without a thread, for those who play its driver.
+pub(in super::super) struct Puppet {
+    thread: Thread,
+    link: std::os::unix::net::UnixDatagram,
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+impl Puppet {
+    pub(in super::super) fn new(
+        transport: &Arc<Transport>,
+        ours: std::os::unix::net::UnixDatagram,
+        theirs: std::os::unix::net::UnixDatagram,
+    ) -> Self {
+        for end in [&ours, &theirs] {
+            end.set_nonblocking(true).expect("a socket's mode");
+        }
+        let thread = Thread::new(Arc::clone(transport), theirs.into()).expect("an epoll");
+        Self { thread, link: ours }
+    }
+
+    /// Moves all that can be moved, and takes what came out of the link.
+    pub(in super::super) fn step(&mut self) {
+        self.thread.step();
+        let mut frame = [0; HEADER_LEN];
+        while self.link.recv(&mut frame).is_ok() {}
+    }
+
+    /// A frame arrives; a full link loses it.
+    pub(in super::super) fn send(&self, frame: &[u8]) {
+        drop(self.link.send(frame));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixDatagram;

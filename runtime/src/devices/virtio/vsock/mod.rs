@@ -13,6 +13,9 @@ mod mux;
 mod packet;
 mod thread;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) use thread::Puppet;
+
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -244,6 +244,55 @@ impl Thread {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+/// The device without a thread, for those who play its driver.
+pub(in super::super) struct Puppet {
+    thread: Thread,
+    hosts: Vec<std::os::unix::net::UnixStream>,
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+impl Puppet {
+    /// Hosts' streams that are open at once.
+    const HOSTS_MAX: usize = 8;
+
+    pub(in super::super) fn new(transport: &Arc<Transport>) -> Self {
+        let mux = super::mux::Mux::new(0);
+        let shared = Arc::new(Mutex::new(Shared { mux, reset: Reset::Due, calls: Vec::new() }));
+        let called = EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).expect("an eventfd");
+        let thread =
+            Thread::new(Arc::clone(transport), shared, Arc::new(called)).expect("an epoll");
+        Self { thread, hosts: Vec::new() }
+    }
+
+    /// Hears what is ready, and moves all that can be moved.
+    pub(in super::super) fn step(&mut self) {
+        let ready: Vec<u32> = self.thread.registered.keys().copied().collect();
+        for host in ready {
+            self.thread.note(u64::from(host), EventFlags::IN | EventFlags::OUT);
+        }
+        self.thread.step();
+    }
+
+    /// A host calls, writes, reads or hangs up.
+    pub(in super::super) fn host(&mut self, what: u8, bytes: &[u8]) {
+        use std::io::{Read, Write};
+        let at = usize::from(what >> 2).checked_rem(self.hosts.len());
+        match (what & 3, at) {
+            (0, _) if self.hosts.len() < Self::HOSTS_MAX => {
+                let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("two sockets");
+                theirs.set_nonblocking(true).expect("a socket's mode");
+                lock(&self.thread.shared).calls.push((ours, u32::from(what)));
+                self.hosts.push(theirs);
+            }
+            (1, Some(at)) => drop((&self.hosts[at]).write(bytes)),
+            (2, Some(at)) => drop((&self.hosts[at]).read(&mut [0; 4096])),
+            (3, Some(at)) => drop(self.hosts.swap_remove(at)),
+            _ => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};

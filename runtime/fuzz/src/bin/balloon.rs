@@ -1,0 +1,6 @@
+//! Fuzzes `Target::Balloon`.
+#![no_main]
+
+use coppice_runtime::fuzzing::Target;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| Target::Balloon.play(bytes));

@@ -1,0 +1,6 @@
+//! Fuzzes `Target::Rng`.
+#![no_main]
+
+use coppice_runtime::fuzzing::Target;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| Target::Rng.play(bytes));
