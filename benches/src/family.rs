@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Child;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use coppice_runtime::Pagemap;
@@ -34,7 +35,7 @@ pub struct Mapped {
     /// The same, to be handed on, and its memory.
     pub descriptors: [OwnedFd; 2],
     /// Its userfaultfd, unless the memory is bare.
-    pub userfault: Option<OwnedFd>,
+    pub userfault: Option<Arc<OwnedFd>>,
 }
 
 /// The process of one fork. Dropping it ends it.
@@ -77,7 +78,7 @@ impl Fork {
         let table = descriptors.next().context("a pagemap")?;
         let memory = descriptors.next().context("its memory")?;
         let pagemap = Pagemap::new(table.try_clone()?);
-        let userfault = descriptors.next();
+        let userfault = descriptors.next().map(Arc::new);
         Ok(Mapped { address, len, pagemap, descriptors: [table, memory], userfault })
     }
 

@@ -1,14 +1,14 @@
 //! What a fault costs: bare, through a pool, and when the page is there.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::Serialize;
 
 use crate::bare::BareHandler;
-use crate::family::Fork;
+use crate::family::{Fork, Mapped};
 use crate::figures::{Spread, real};
 use crate::guest::DATA_PAGE;
 use crate::orders::Kind;
@@ -93,13 +93,12 @@ fn on_one_cpu<T>(measured: impl FnOnce() -> Result<T>) -> Result<T> {
 fn round_trips(image: &File, pages: u64, turns: u64) -> Result<RoundTrip> {
     let bare = Fork::start()?;
     let mapped = bare.map(Kind::Anonymous { len: pages * 4096 }, None)?;
-    let _handler = BareHandler::start(mapped.userfault.context("a userfaultfd")?)?;
+    let _handler = BareHandler::start(userfault_of(&mapped)?)?;
     let file = pools::memory_file(&[])?;
     file.set_len(pages * 4096)?;
     let shared = Fork::start()?;
     let mapped = shared.map(Kind::Pooled, Some(file.as_fd()))?;
-    let userfault = mapped.userfault.context("a userfaultfd")?;
-    let _beside = BareHandler::start_beside(userfault, &file, mapped.address)?;
+    let _beside = BareHandler::start_beside(userfault_of(&mapped)?, &file, mapped.address)?;
     let memory = Pool::in_memory(image)?;
     let pooled = attached(&memory)?;
 
@@ -123,6 +122,10 @@ fn round_trips(image: &File, pages: u64, turns: u64) -> Result<RoundTrip> {
         bare_shared_us,
         pool_us,
     })
+}
+
+fn userfault_of(mapped: &Mapped) -> Result<OwnedFd> {
+    Ok(mapped.userfault.as_ref().context("a userfaultfd")?.try_clone()?)
 }
 
 fn attached(pool: &Pool) -> Result<Fork> {

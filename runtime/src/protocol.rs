@@ -253,11 +253,11 @@ pub struct Region {
     pub pooled: bool,
 }
 
-/// Names a pool for the life of a page server.
+/// Names a pool, also to the page server that takes over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PoolId(pub u64);
 
-/// Names a machine for the life of a page server.
+/// Names a machine, also to the page server that takes over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MachineKey(pub u64);
 
@@ -305,7 +305,7 @@ pub enum PagerRequest {
     /// Makes an empty layer for pages of a machine, and prepares the machine
     /// for being frozen: from now on its memory can be protected. Two
     /// descriptors: the machine's `/proc/self/pagemap` and `/proc/self/mem`.
-    /// Answered by [`PagerReply::Pool`].
+    /// Answered by [`PagerReply::Layer`].
     OpenLayer {
         /// The name of the new layer, among those of the pools.
         layer: PoolId,
@@ -367,6 +367,44 @@ pub enum PagerRequest {
         /// Which.
         machine: MachineKey,
     },
+    /// Takes over a pool from a page server that has ended. Two descriptors:
+    /// the image's page map, and the pool's memory as [`PagerReply::Pool`] gave
+    /// it. Answered by [`PagerReply::Done`].
+    AdoptPool {
+        /// Its name.
+        pool: PoolId,
+    },
+    /// Takes over a layer from a page server that has ended. Two descriptors:
+    /// its memory and its record, as [`PagerReply::Layer`] gave them. Answered
+    /// by [`PagerReply::Done`].
+    AdoptLayer {
+        /// Its name.
+        layer: PoolId,
+        /// Length of the machine's memory in bytes.
+        len: u64,
+        /// The pools that its gaps are filled from, all of them taken over.
+        below: Vec<(PageRun, PoolId)>,
+        /// Whether [`PagerReply::Frozen`] was seen.
+        frozen: bool,
+        /// Why pages are lost, if it is known that they are.
+        lost: Option<String>,
+    },
+    /// Takes over a machine from a page server that has ended: goes on with its
+    /// captures, and has all its threads that wait for a page ask again.
+    /// Descriptors: its userfaultfd, and if it was ever prepared for being
+    /// frozen, its `/proc/self/pagemap` and `/proc/self/mem`. Answered by
+    /// [`PagerReply::Done`].
+    AdoptMachine {
+        /// Its name.
+        machine: MachineKey,
+        /// Its pooled mappings, each with its pool.
+        regions: Vec<(PoolId, Region)>,
+        /// First address and length of its memory, if it was ever prepared for
+        /// being frozen.
+        memory: Option<(u64, u64)>,
+        /// Its layers that are not done.
+        layers: Vec<PoolId>,
+    },
     /// Counters. Answered by [`PagerReply::Stats`].
     Stats,
 }
@@ -385,8 +423,12 @@ pub enum PagerMessage {
 pub enum PagerReply {
     /// It is so.
     Done,
-    /// A pool or a layer is ready. One descriptor: its memfd, read-only.
+    /// A pool is ready. Two descriptors: its memfd, read-only, and the same
+    /// for a later page server, which may write to it.
     Pool,
+    /// A layer is ready. Three descriptors: as for a pool, and the record of
+    /// what belongs to it.
+    Layer,
     /// The machine may go on.
     Frozen {
         /// How many pages it had written.

@@ -15,6 +15,10 @@
 //! copies holds the list of captures for reading from before it looks until
 //! after it has unprotected, and whoever protects holds it for writing, so a
 //! capture that begins cannot lose its protection to the end of another.
+//!
+//! The protection and the layer outlive a page server that ends. The next one
+//! opens the captures again before it answers a fault of the machine, and
+//! copies what is not in their layers.
 
 use std::io;
 use std::ops::Range;
@@ -62,6 +66,9 @@ pub(super) enum CaptureError {
         /// The limit.
         pages_max: u64,
     },
+    /// What belongs to the layer cannot be noted.
+    #[error("no memory to note which pages are captured: {0}")]
+    Record(#[source] io::Error),
     /// The layer was used before.
     #[error("the layer is frozen already")]
     Again,
@@ -114,6 +121,11 @@ impl Machine {
         // Requests come one after the other, so nobody was faster.
         let _first = self.captures.memory.set(Memory { range, pagemap, remote });
         Ok(())
+    }
+
+    /// Where its memory lies, if it was prepared for captures.
+    pub(super) fn captured_range(&self) -> Option<Range<u64>> {
+        self.captures.memory.get().map(|memory| memory.range.clone())
     }
 
     /// Answers a write to a protected page.
@@ -221,6 +233,50 @@ impl Capture {
     }
 }
 
+/// Captures that a former page server began.
+#[derive(Debug)]
+pub(super) struct Resumed(Vec<Capture>);
+
+/// Takes up the captures of a machine whose pages are protected since, before
+/// any of its faults is answered. Of a machine that is gone they are lost.
+pub(super) fn take_up(
+    machine: &Arc<Machine>,
+    pools: &[Arc<Pool>],
+    memory: Option<Result<(), CaptureError>>,
+) -> Resumed {
+    let mut open = machine.captures.open.write().unwrap_or_else(PoisonError::into_inner);
+    for pool in pools {
+        let Some(layer) = pool.layer() else { continue };
+        layer.go_on_with(machine);
+        if let Some(Err(error)) = &memory {
+            layer.lose(error.to_string());
+        }
+        if layer.is_frozen() {
+            open.push(Capture { pool: Arc::clone(pool), layer: Arc::clone(layer) });
+        }
+    }
+    Resumed(open.clone())
+}
+
+/// Goes on with copying. Pages may be copied and protected still, so all are
+/// unprotected.
+pub(super) fn go_on(machine: &Arc<Machine>, resumed: Resumed, outbox: &Outbox) {
+    for capture in resumed.0 {
+        let (own, copied, said) = (Arc::clone(machine), capture.clone(), outbox.clone());
+        let copier = move || {
+            for run in copied.layer.runs() {
+                pieces_of(*run, BATCH).for_each(|piece| own.settle(piece));
+            }
+            copied.end(&own, &said);
+        };
+        let thread = std::thread::Builder::new().name("copier".to_owned());
+        if let Err(error) = thread.spawn(copier) {
+            capture.layer.lose(CaptureError::Thread(error).to_string());
+            capture.drain(machine, outbox);
+        }
+    }
+}
+
 /// Makes what a stopped machine has written belong to a layer, and begins to
 /// copy it; returns how many pages that are. If it fails, the machine is as it
 /// was.
@@ -237,7 +293,7 @@ pub(super) fn freeze(
     if pages > pages_max {
         return Err(CaptureError::TooMany { pages, pages_max });
     }
-    if !layer.freeze(runs) {
+    if layer.is_frozen() || !layer.freeze(runs).map_err(CaptureError::Record)? {
         return Err(CaptureError::Again);
     }
     let capture = Capture { pool: Arc::clone(pool), layer };

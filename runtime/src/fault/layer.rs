@@ -15,12 +15,14 @@
 //! Invariant: what a layer shows of a page is what its machine showed at the
 //! instant of the freeze.
 
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::machine::Machine;
 use super::pages::PageSet;
 use super::pool::Pool;
+use super::record::LayerRecord;
 use super::source::{Extent, Fetched, FrameKey, Page, PageSource, SourceError};
 use crate::protocol::{PAGE_SIZE, PageRun};
 
@@ -43,25 +45,64 @@ pub(super) struct LayerSource {
     machine: Mutex<Option<Arc<Machine>>>,
     /// Why pages are lost, if they are.
     lost: OnceLock<String>,
+    record: LayerRecord,
 }
 
 impl LayerSource {
     /// A layer for this machine, not frozen yet.
-    pub(super) fn of(machine: &Arc<Machine>, memory: Range<u64>) -> Self {
-        Self {
+    pub(super) fn of(machine: &Arc<Machine>, memory: Range<u64>) -> io::Result<Self> {
+        Ok(Self {
             len: memory.end - memory.start,
             below: machine.memory_pools(),
             frozen: OnceLock::new(),
             freed: OnceLock::new(),
             machine: Mutex::new(Some(Arc::clone(machine))),
             lost: OnceLock::new(),
+            record: LayerRecord::new()?,
+        })
+    }
+
+    /// The layer of a former page server, without its machine.
+    pub(super) fn adopt(
+        len: u64,
+        below: Vec<(PageRun, Arc<Pool>)>,
+        record: LayerRecord,
+        frozen: bool,
+    ) -> io::Result<Self> {
+        let (machine, lost) = (Mutex::default(), OnceLock::new());
+        let (frozen_pages, freed) = (OnceLock::new(), OnceLock::new());
+        let layer = Self { len, below, frozen: frozen_pages, freed, machine, lost, record };
+        if frozen {
+            let set = layer.record.pages(len / PAGE_SIZE)?;
+            let runs = set.runs();
+            let _first = layer.frozen.set(Frozen { set, runs });
         }
+        if layer.record.has_loss()? {
+            layer.lose("it could not be copied".to_owned());
+        }
+        Ok(layer)
+    }
+
+    /// Gives it the machine that it is to be copied from.
+    pub(super) fn go_on_with(&self, machine: &Arc<Machine>) {
+        *self.parent() = Some(Arc::clone(machine));
+    }
+
+    /// What the next page server must know.
+    pub(super) fn record(&self) -> &LayerRecord {
+        &self.record
     }
 
     /// Says which pages belong to it; false if that was said before.
-    pub(super) fn freeze(&self, runs: Vec<PageRun>) -> bool {
+    pub(super) fn freeze(&self, runs: Vec<PageRun>) -> io::Result<bool> {
         let set = PageSet::of(&runs, self.len / PAGE_SIZE);
-        self.frozen.set(Frozen { set, runs }).is_ok()
+        self.record.note(&set)?;
+        Ok(self.frozen.set(Frozen { set, runs }).is_ok())
+    }
+
+    /// Whether it was said which pages belong to it.
+    pub(super) fn is_frozen(&self) -> bool {
+        self.frozen.get().is_some()
     }
 
     /// Says which pages the machine had freed. The first time counts.
@@ -91,6 +132,9 @@ impl LayerSource {
 
     /// Says that what is not copied by now is lost.
     pub(super) fn lose(&self, reason: String) {
+        if let Err(error) = self.record.note_loss() {
+            tracing::error!(%error, "a page server that comes next will not know of a loss");
+        }
         // The first reason is the one to know.
         let _known = self.lost.set(reason);
     }

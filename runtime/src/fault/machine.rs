@@ -92,6 +92,18 @@ impl Machine {
         drop(self.userfault.wake(address, 4096));
     }
 
+    /// Lets all threads that wait for a page, or to write to one, ask again:
+    /// whoever heard them first may have ended.
+    pub(super) fn wake_all(&self) {
+        let regions = self.mapped.iter().map(|mapped| mapped.region);
+        let pooled = regions.map(|region| region.address..region.address + region.len);
+        for range in pooled.chain(self.captured_range()) {
+            let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+            // It fails only if the machine is gone, and then nobody waits.
+            drop(self.userfault.wake(range.start, len));
+        }
+    }
+
     /// Its counters.
     pub(super) fn counters(&self) -> MachineFaults {
         MachineFaults {

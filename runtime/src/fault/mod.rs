@@ -29,10 +29,12 @@ mod pages;
 mod pool;
 mod prefetch;
 mod queue;
+mod record;
 mod scripted;
 mod serve;
 mod server;
 mod source;
+mod takeover;
 #[cfg(test)]
 mod tests;
 mod touched;

@@ -1,7 +1,7 @@
 //! What the page server has to say, in order, written by one thread: a worker
 //! that reports a loss never waits for the socket.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Sender, unbounded};
@@ -9,7 +9,7 @@ use crossbeam_channel::{Sender, unbounded};
 use crate::protocol::{PagerEvent, PagerMessage, PagerReply};
 use crate::sys::channel::{Channel, ChannelError};
 
-type Letter = (PagerMessage, Option<OwnedFd>);
+type Letter = (PagerMessage, Vec<OwnedFd>);
 
 /// The sending end.
 #[derive(Debug, Clone)]
@@ -21,12 +21,12 @@ impl Outbox {
     pub(super) fn start(channel: Channel) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (sender, receiver) = unbounded::<Letter>();
         let write = move || {
-            for (message, descriptor) in receiver {
-                let sent = match (send(&channel, &message, descriptor.as_ref()), &message) {
+            for (message, descriptors) in receiver {
+                let sent = match (send(&channel, &message, &descriptors), &message) {
                     // Whoever waits for it must hear something.
                     (Err(error @ ChannelError::TooLarge { .. }), PagerMessage::Reply(_)) => {
                         let refusal = PagerMessage::Reply(Err(error.to_string()));
-                        send(&channel, &refusal, None)
+                        send(&channel, &refusal, &[])
                     }
                     (sent, _) => sent,
                 };
@@ -39,23 +39,21 @@ impl Outbox {
         Ok((Self(sender), thread))
     }
 
-    pub(super) fn reply(&self, reply: Result<PagerReply, String>, descriptor: Option<OwnedFd>) {
+    pub(super) fn reply(&self, reply: Result<PagerReply, String>, descriptors: Vec<OwnedFd>) {
         // Without a reader there is nobody to tell.
-        drop(self.0.send((PagerMessage::Reply(reply), descriptor)));
+        drop(self.0.send((PagerMessage::Reply(reply), descriptors)));
     }
 
     pub(super) fn event(&self, event: PagerEvent) {
-        drop(self.0.send((PagerMessage::Event(event), None)));
+        drop(self.0.send((PagerMessage::Event(event), Vec::new())));
     }
 }
 
 fn send(
     channel: &Channel,
     message: &PagerMessage,
-    descriptor: Option<&OwnedFd>,
+    descriptors: &[OwnedFd],
 ) -> Result<(), ChannelError> {
-    match descriptor {
-        Some(descriptor) => channel.send(message, &[descriptor.as_fd()]),
-        None => channel.send(message, &[]),
-    }
+    let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+    channel.send(message, &borrowed)
 }

@@ -20,6 +20,36 @@ impl PageSet {
         Self(set)
     }
 
+    /// One that was written down.
+    pub(super) fn of_words(words: Vec<u64>) -> Self {
+        Self(words.into_boxed_slice())
+    }
+
+    /// Its bits, a page each, the lowest first.
+    pub(super) fn words(&self) -> &[u64] {
+        &self.0
+    }
+
+    /// Its pages, as ascending runs that do not touch.
+    pub(super) fn runs(&self) -> Vec<PageRun> {
+        let mut runs: Vec<PageRun> = Vec::new();
+        for (base, word) in (0..).step_by(64).zip(&self.0) {
+            let mut left = *word;
+            while left != 0 {
+                let zeros = left.trailing_zeros();
+                let ones = (left >> zeros).trailing_ones();
+                // All ones would be shifted out whole.
+                left &= u64::MAX.checked_shl(zeros + ones).unwrap_or(0);
+                let (first, count) = (base + u64::from(zeros), u64::from(ones));
+                match runs.last_mut() {
+                    Some(last) if last.first + last.count == first => last.count += count,
+                    _ => runs.push(PageRun { first, count }),
+                }
+            }
+        }
+        runs
+    }
+
     /// Whether it has a page.
     pub(super) fn contains(&self, page: u64) -> bool {
         let (word, bit) = place(page);
@@ -65,6 +95,15 @@ mod tests {
         let set = PageSet::of(&[run(2, 3), run(63, 2), run(129, 1)], 130);
         let has: Vec<u64> = (0..200).filter(|page| set.contains(*page)).collect();
         assert_eq!(has, [2, 3, 4, 63, 64, 129]);
+    }
+
+    #[test]
+    fn the_runs_of_a_set_are_those_it_was_made_of() {
+        let runs = [run(0, 1), run(2, 3), run(60, 140), run(255, 1), run(257, 63)];
+        let set = PageSet::of(&runs, 320);
+        assert_eq!(set.runs(), runs);
+        assert_eq!(PageSet::of_words(set.words().to_vec()).runs(), runs);
+        assert!(PageSet::of(&[], 320).runs().is_empty());
     }
 
     #[test]

@@ -63,6 +63,10 @@ pub(super) struct Budget {
     pub(super) zero_window: u64,
 }
 
+/// Each page of a layer that is copied in vain is one that a machine holds
+/// twice.
+const LAYER_BUDGET: Budget = Budget { neighbours: 0, zero_window: 1 };
+
 /// What a fault needs.
 #[derive(Debug)]
 pub(super) enum Arrival {
@@ -126,13 +130,34 @@ impl Pool {
         source: Arc<dyn PageSource>,
         budget: Budget,
     ) -> Result<Self, PoolError> {
+        Self::over(id, source, budget, PoolFile::new)
+    }
+
+    /// A pool of a former page server, with the pages that are in it.
+    pub(super) fn adopt(
+        id: PoolId,
+        source: Arc<dyn PageSource>,
+        budget: Budget,
+        memory: OwnedFd,
+    ) -> Result<Self, PoolError> {
+        let pool = Self::over(id, source, budget, |len| PoolFile::adopt(memory, len))?;
+        pool.recount()?;
+        Ok(pool)
+    }
+
+    fn over(
+        id: PoolId,
+        source: Arc<dyn PageSource>,
+        budget: Budget,
+        file: impl FnOnce(u64) -> io::Result<PoolFile>,
+    ) -> Result<Self, PoolError> {
         refuse_huge_pages()?;
         let len = source.image_len();
         let failed = |source| PoolError::Memory { len, source };
         let pages = len.div_ceil(PAGE_SIZE).max(1);
         let words = usize::try_from(pages.div_ceil(64)).map_err(|_| failed(too_large()))?;
         let bytes = pages.checked_mul(PAGE_SIZE).ok_or_else(|| failed(too_large()))?;
-        let file = PoolFile::new(bytes).map_err(failed)?;
+        let file = file(bytes).map_err(failed)?;
         let side = SideMapping::new(&file).map_err(failed)?;
         let resident = (0..words).map(|_| AtomicU64::new(0)).collect();
         Ok(Self {
@@ -154,10 +179,35 @@ impl Pool {
 
     /// An empty pool for the pages of a machine that goes on.
     pub(super) fn of_layer(id: PoolId, layer: Arc<LayerSource>) -> Result<Self, PoolError> {
-        // Each page that is copied in vain is one that the machine holds twice.
-        let budget = Budget { neighbours: 0, zero_window: 1 };
         let source = Arc::clone(&layer);
-        Ok(Self { layer: Some(layer), ..Self::new(id, source, budget)? })
+        Ok(Self { layer: Some(layer), ..Self::new(id, source, LAYER_BUDGET)? })
+    }
+
+    /// The pool of a layer of a former page server, with the pages in it.
+    pub(super) fn adopt_layer(
+        id: PoolId,
+        layer: Arc<LayerSource>,
+        memory: OwnedFd,
+    ) -> Result<Self, PoolError> {
+        let source = Arc::clone(&layer);
+        Ok(Self { layer: Some(layer), ..Self::adopt(id, source, LAYER_BUDGET, memory)? })
+    }
+
+    /// Finds the pages that were installed in a former life: each of them is
+    /// whole, by the kernel's word.
+    fn recount(&self) -> Result<(), PoolError> {
+        let failed = |source| PoolError::Memory { len: self.len, source };
+        for run in self.file.held().map_err(failed)? {
+            for page in run.first..run.first + run.count {
+                let zero = self.source.extent(page) == Extent::Zero;
+                let kind = if zero { &self.counters.zero } else { &self.counters.stored };
+                kind.fetch_add(1, Ordering::Relaxed);
+                self.mark(page);
+            }
+            self.counters.attempted.fetch_add(run.count, Ordering::SeqCst);
+            self.counters.installed.fetch_add(run.count, Ordering::SeqCst);
+        }
+        Ok(())
     }
 
     /// What a layer of a live machine knows of its pages.
@@ -231,6 +281,11 @@ impl Pool {
     /// Its memory for machines, through which nothing can be written.
     pub(super) fn read_only(&self) -> io::Result<OwnedFd> {
         self.file.read_only()
+    }
+
+    /// Its memory for the page server that takes over when this one ends.
+    pub(super) fn share(&self) -> io::Result<OwnedFd> {
+        self.file.share()
     }
 
     /// Decides what a fault needs, and notes the waiter if it has to wait.

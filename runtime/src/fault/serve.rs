@@ -50,8 +50,8 @@ fn obey(
     loop {
         match channel.receive::<PagerRequest>() {
             Ok((request, descriptors)) => match server.handle(request, descriptors) {
-                Ok((reply, descriptor)) => outbox.reply(Ok(reply), descriptor),
-                Err(error) => outbox.reply(Err(error.to_string()), None),
+                Ok((reply, descriptors)) => outbox.reply(Ok(reply), descriptors),
+                Err(error) => outbox.reply(Err(error.to_string()), Vec::new()),
             },
             Err(ChannelError::Closed) => return Ok(()),
             Err(error) => return Err(error.into()),

@@ -100,15 +100,15 @@ pub(super) enum RequestError {
     Descriptor(#[from] io::Error),
 }
 
-/// A reply and the descriptor that goes with it.
-pub(super) type Answer = (PagerReply, Option<OwnedFd>);
+/// A reply and the descriptors that go with it.
+pub(super) type Answer = (PagerReply, Vec<OwnedFd>);
 
 /// Pools, machines and the threads that join them.
 pub(super) struct Server {
-    library: Arc<dyn Library>,
-    budget: Budget,
-    pools: BTreeMap<PoolId, Arc<Pool>>,
-    shared: Arc<Shared>,
+    pub(super) library: Arc<dyn Library>,
+    pub(super) budget: Budget,
+    pub(super) pools: BTreeMap<PoolId, Arc<Pool>>,
+    pub(super) shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     prefetcher: Prefetcher,
     keeper: Keeper,
@@ -146,17 +146,17 @@ impl Server {
         match request {
             PagerRequest::AddPack { pack } => {
                 self.library.add_pack(pack, File::from(one(descriptors)?));
-                Ok((PagerReply::Done, None))
+                Ok((PagerReply::Done, Vec::new()))
             }
             PagerRequest::OpenPool { pool } => self.open_pool(pool, one(descriptors)?),
             PagerRequest::RenewPool { pool } => {
                 let pool = self.pools.get(&pool).ok_or_else(|| unknown(&pool))?;
                 pool.renew(File::from(one(descriptors)?))?;
-                Ok((PagerReply::Done, None))
+                Ok((PagerReply::Done, Vec::new()))
             }
             PagerRequest::ForgetPacks { packs } => {
                 self.library.forget_packs(&packs);
-                Ok((PagerReply::Done, None))
+                Ok((PagerReply::Done, Vec::new()))
             }
             PagerRequest::ClosePool { pool } => self.close_pool(pool),
             PagerRequest::Attach { machine, regions } => {
@@ -167,33 +167,40 @@ impl Server {
             }
             PagerRequest::Freeze { layer, pages_max } => {
                 let pages = capture::freeze(self.layer(layer)?, pages_max, &self.shared.outbox)?;
-                Ok((PagerReply::Frozen { pages }, None))
+                Ok((PagerReply::Frozen { pages }, Vec::new()))
             }
             PagerRequest::ClearLayer { layer, freed } => {
                 self.layer(layer)?.layer().ok_or_else(|| unknown(&layer))?.clear(&freed);
-                Ok((PagerReply::Done, None))
+                Ok((PagerReply::Done, Vec::new()))
             }
             PagerRequest::LayerRuns { layer } => {
                 let source = self.layer(layer)?.layer().ok_or_else(|| unknown(&layer))?;
-                Ok((PagerReply::Runs(source.runs().to_vec()), None))
+                Ok((PagerReply::Runs(source.runs().to_vec()), Vec::new()))
             }
             PagerRequest::Touched { machine } => {
                 let touched = self.machine(machine)?.touched.pages();
-                Ok((PagerReply::Touched(touched), None))
+                Ok((PagerReply::Touched(touched), Vec::new()))
             }
             PagerRequest::Prefetch { machine, pages } => {
                 self.prefetcher.begin(self.machine(machine)?, pages);
-                Ok((PagerReply::Done, None))
+                Ok((PagerReply::Done, Vec::new()))
             }
             PagerRequest::Budget { bytes } => {
                 self.keeper.keeping().set_budget(bytes);
-                Ok((PagerReply::Done, None))
+                Ok((PagerReply::Done, Vec::new()))
             }
             PagerRequest::Detach { machine } => {
                 let gone = self.shared.detach(machine).ok_or_else(|| unknown(&machine))?;
-                Ok((PagerReply::Machine(gone.counters()), None))
+                Ok((PagerReply::Machine(gone.counters()), Vec::new()))
             }
             PagerRequest::Stats => self.stats(),
+            PagerRequest::AdoptPool { pool } => self.adopt_pool(pool, descriptors),
+            PagerRequest::AdoptLayer { layer, len, below, frozen, lost } => {
+                self.adopt_layer(layer, len, below, (frozen, lost), descriptors)
+            }
+            PagerRequest::AdoptMachine { machine, regions, memory, layers } => {
+                self.adopt_machine(machine, regions, memory, &layers, descriptors)
+            }
         }
     }
 
@@ -203,9 +210,9 @@ impl Server {
         }
         let source = self.library.open(File::from(map))?;
         let pool = Pool::new(id, source, self.budget)?;
-        let memory = pool.read_only()?;
+        let memory = vec![pool.read_only()?, pool.share()?];
         self.keep(id, pool);
-        Ok((PagerReply::Pool, Some(memory)))
+        Ok((PagerReply::Pool, memory))
     }
 
     fn open_layer(
@@ -218,19 +225,19 @@ impl Server {
         if self.pools.contains_key(&id) {
             return Err(RequestError::Exists(format!("{id:?}")));
         }
-        let got = descriptors.len();
-        let [pagemap, remote] = <[OwnedFd; 2]>::try_from(descriptors)
-            .map_err(|_| RequestError::Descriptors { wanted: 2, got })?;
+        let [pagemap, remote] = exactly(descriptors)?;
         let machine = self.machine(key)?;
         let (pagemap, remote) = (Pagemap::new(pagemap), RemoteMemory::new(remote));
         machine.prepare(memory.clone(), pagemap, remote)?;
-        let pool = Pool::of_layer(id, Arc::new(LayerSource::of(&machine, memory)))?;
-        let file = pool.read_only()?;
+        let source = Arc::new(LayerSource::of(&machine, memory)?);
+        let pool = Pool::of_layer(id, Arc::clone(&source))?;
+        let files = vec![pool.read_only()?, pool.share()?, source.record().share()?];
         self.keep(id, pool);
-        Ok((PagerReply::Pool, Some(file)))
+        Ok((PagerReply::Layer, files))
     }
 
-    fn keep(&mut self, id: PoolId, pool: Pool) {
+    /// Takes a pool among those that are known.
+    pub(super) fn keep(&mut self, id: PoolId, pool: Pool) {
         let pool = Arc::new(pool);
         self.keeper.keeping().watch(&pool);
         self.pools.insert(id, pool);
@@ -253,7 +260,7 @@ impl Server {
         }
         drop(machines);
         self.pools.remove(&id);
-        Ok((PagerReply::Done, None))
+        Ok((PagerReply::Done, Vec::new()))
     }
 
     fn attach(
@@ -262,6 +269,20 @@ impl Server {
         regions: Vec<(PoolId, Region)>,
         userfault: OwnedFd,
     ) -> Result<Answer, RequestError> {
+        let machine = Arc::new(self.new_machine(key, regions, userfault)?);
+        self.shared.attach(Arc::clone(&machine))?;
+        // A page server that ended may have heard it, and answered nobody.
+        machine.wake_all();
+        Ok((PagerReply::Done, Vec::new()))
+    }
+
+    /// A machine that is not served yet.
+    pub(super) fn new_machine(
+        &self,
+        key: MachineKey,
+        regions: Vec<(PoolId, Region)>,
+        userfault: OwnedFd,
+    ) -> Result<Machine, RequestError> {
         let known = self.shared.machines.read().unwrap_or_else(PoisonError::into_inner);
         if key.0 == NUDGE || known.contains_key(&key) {
             return Err(RequestError::Exists(format!("{key:?}")));
@@ -269,9 +290,7 @@ impl Server {
         drop(known);
         let mapped: Result<Vec<_>, _> =
             regions.into_iter().map(|(pool, region)| self.mapped(pool, region)).collect();
-        let machine = Machine::new(key, Userfault::adopt(userfault)?, mapped?);
-        self.shared.attach(Arc::new(machine))?;
-        Ok((PagerReply::Done, None))
+        Ok(Machine::new(key, Userfault::adopt(userfault)?, mapped?))
     }
 
     fn mapped(&self, id: PoolId, region: Region) -> Result<Mapped, RequestError> {
@@ -293,7 +312,7 @@ impl Server {
         let mut machines: Vec<_> =
             known.iter().map(|(key, machine)| (*key, machine.counters())).collect();
         machines.sort_unstable_by_key(|(key, _)| *key);
-        Ok((PagerReply::Stats { pools: pools?, machines }, None))
+        Ok((PagerReply::Stats { pools: pools?, machines }, Vec::new()))
     }
 }
 
@@ -308,14 +327,18 @@ impl Drop for Server {
     }
 }
 
-fn one(mut descriptors: Vec<OwnedFd>) -> Result<OwnedFd, RequestError> {
-    let got = descriptors.len();
-    match descriptors.pop() {
-        Some(only) if got == 1 => Ok(only),
-        _ => Err(RequestError::Descriptors { wanted: 1, got }),
-    }
+fn one(descriptors: Vec<OwnedFd>) -> Result<OwnedFd, RequestError> {
+    exactly(descriptors).map(|[only]| only)
 }
 
-fn unknown(name: &dyn std::fmt::Debug) -> RequestError {
+/// The descriptors of a request that comes with this many.
+pub(super) fn exactly<const N: usize>(
+    descriptors: Vec<OwnedFd>,
+) -> Result<[OwnedFd; N], RequestError> {
+    let got = descriptors.len();
+    descriptors.try_into().map_err(|_| RequestError::Descriptors { wanted: N, got })
+}
+
+pub(super) fn unknown(name: &dyn std::fmt::Debug) -> RequestError {
     RequestError::Unknown(format!("{name:?}"))
 }

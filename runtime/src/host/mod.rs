@@ -9,7 +9,7 @@ mod vmm;
 mod zygote;
 
 pub use nursery::{Expected, Nursery};
-pub use pager::{Pager, PagerStats};
+pub use pager::{Pager, PagerStats, Patience};
 pub use peer::{News, Peer, PeerError};
 pub use process::Program;
 pub use vmm::{Built, SavedMachine, Vmm};

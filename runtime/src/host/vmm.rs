@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::peer::{News, Peer, PeerError};
@@ -30,7 +31,7 @@ pub struct Built {
     /// Its mappings.
     pub regions: Vec<Region>,
     /// The userfaultfd of its pooled mappings, for the page server.
-    pub userfault: OwnedFd,
+    pub userfault: Arc<OwnedFd>,
     /// Its page tables.
     pub pagemap: Pagemap,
     /// Its address space.
@@ -88,6 +89,7 @@ impl Vmm {
         let [userfault, pagemap, memory] =
             <[OwnedFd; 3]>::try_from(received).map_err(|_| self.peer.out_of_turn())?;
         let (pagemap, memory) = (Pagemap::new(pagemap), RemoteMemory::new(memory));
+        let userfault = Arc::new(userfault);
         Ok(Built { regions, userfault, pagemap, memory })
     }
 

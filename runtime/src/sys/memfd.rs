@@ -12,7 +12,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom, seek};
+use rustix::io::Errno;
+
+use crate::protocol::{PAGE_SIZE, PageRun};
 
 const THP: &str = "/sys/kernel/mm/transparent_hugepage";
 
@@ -84,6 +87,39 @@ impl PoolFile {
         Ok(Self(file))
     }
 
+    /// The file of a pool whose page server has ended, which must be as long as
+    /// this.
+    pub(crate) fn adopt(descriptor: OwnedFd, len: u64) -> io::Result<Self> {
+        let file = File::from(descriptor);
+        if file.metadata()?.len() != len {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(Self(file))
+    }
+
+    /// A second descriptor, for whoever outlives this process.
+    pub(crate) fn share(&self) -> io::Result<OwnedFd> {
+        Ok(self.0.try_clone()?.into())
+    }
+
+    /// The pages that it holds, as ascending runs, also those that lie in swap.
+    /// Only while nobody installs any.
+    pub(crate) fn held(&self) -> io::Result<Vec<PageRun>> {
+        let mut runs = Vec::new();
+        let mut at = 0;
+        loop {
+            let start = match seek(&self.0, SeekFrom::Data(at)) {
+                Ok(start) => start,
+                // Nothing behind it.
+                Err(Errno::NXIO) => return Ok(runs),
+                Err(errno) => return Err(errno.into()),
+            };
+            at = seek(&self.0, SeekFrom::Hole(start))?;
+            let first = start / PAGE_SIZE;
+            runs.push(PageRun { first, count: at.div_ceil(PAGE_SIZE) - first });
+        }
+    }
+
     /// A descriptor for machines, through which nothing can be written.
     pub(crate) fn read_only(&self) -> io::Result<OwnedFd> {
         let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
@@ -119,6 +155,21 @@ mod tests {
         assert_eq!(file.write(b"x").unwrap_err().raw_os_error(), Some(libc::EBADF));
         assert_eq!(file.metadata().unwrap().len(), 8192);
         assert_eq!(pool.allocated_pages().unwrap(), 0);
+    }
+
+    #[test]
+    fn what_it_holds_is_found_by_whoever_comes_next() {
+        use std::os::unix::fs::FileExt;
+        let pool = PoolFile::new(64 * 4096).unwrap();
+        for page in [0, 1, 2, 30, 62, 63] {
+            pool.file().write_all_at(&[1; 4096], page * 4096).unwrap();
+        }
+        let next = PoolFile::adopt(pool.share().unwrap(), 64 * 4096).unwrap();
+        drop(pool);
+        let run = |first, count| PageRun { first, count };
+        assert_eq!(next.held().unwrap(), [run(0, 3), run(30, 1), run(62, 2)]);
+        assert!(PoolFile::adopt(next.share().unwrap(), 4096).is_err());
+        assert_eq!(PoolFile::new(8192).unwrap().held().unwrap(), []);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::cable::Cable;
 
 /// Both ends must agree on this number; it changes with any message.
-pub(crate) const PROTOCOL: u32 = 18;
+pub(crate) const PROTOCOL: u32 = 19;
 
 /// The first message of every connection, from the command line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -535,6 +535,8 @@ pub(crate) struct MachineLine {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Pools {
     pub(crate) pid: u32,
+    /// How often a page server has taken over from one that had ended.
+    pub(crate) takeovers: u64,
     /// What all pools together may take now.
     pub(crate) budget_bytes: u64,
     /// What they take.

@@ -94,7 +94,7 @@ impl Host {
         let (reply, mut descriptors) =
             self.call(&PagerRequest::OpenPool { pool: PoolId(id) }, &[file.as_fd()]);
         assert_eq!(reply, Ok(PagerReply::Pool));
-        descriptors.pop().unwrap()
+        descriptors.remove(0)
     }
 
     /// Maps the pool in a new fork and attaches it.
@@ -133,8 +133,8 @@ impl Host {
         let (layer, machine) = (PoolId(layer), MachineKey(machine));
         let request = PagerRequest::OpenLayer { layer, machine, address, len };
         let (reply, mut files) = self.call(&request, &[pagemap.as_fd(), memory.as_fd()]);
-        assert_eq!(reply, Ok(PagerReply::Pool));
-        files.pop().unwrap()
+        assert_eq!(reply, Ok(PagerReply::Layer));
+        files.remove(0)
     }
 
     /// Freezes a layer; how many pages it has.
@@ -214,7 +214,7 @@ impl Fork {
         Self::of_pieces(&Piece::whole(len / 4096, Mappable { id: 0, memory }))
     }
 
-    fn of_pieces(pieces: &[Piece<Mappable>]) -> Self {
+    pub(super) fn of_pieces(pieces: &[Piece<Mappable>]) -> Self {
         let pages: u64 = pieces.iter().map(|piece| piece.run.count).sum();
         let len = usize::try_from(pages * 4096).unwrap();
         let prot = libc::PROT_READ | libc::PROT_WRITE;

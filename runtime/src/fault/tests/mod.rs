@@ -8,3 +8,4 @@ mod prefetch;
 mod requests;
 mod sharing;
 mod store;
+mod takeover;

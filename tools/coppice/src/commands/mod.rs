@@ -136,6 +136,10 @@ fn allow_many_descriptors() {
 }
 
 fn page_server(channel: Channel) -> ExitCode {
+    // It was started by a path that says nothing.
+    if let Err(error) = rustix::thread::set_name(c"coppice") {
+        tracing::debug!(%error, "no name for the page server");
+    }
     match coppice_runtime::pager_main(channel) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -46,7 +46,8 @@ impl Supervisor {
     pub(crate) fn pool_lines(&self) -> Result<Pools> {
         let Some(pager) = self.running_pager() else {
             let budget_bytes = self.budget.bytes();
-            return Ok(Pools { pid: 0, budget_bytes, resident_bytes: 0, pools: Vec::new() });
+            let (pools, resident_bytes) = (Vec::new(), 0);
+            return Ok(Pools { pid: 0, takeovers: 0, budget_bytes, resident_bytes, pools });
         };
         let counters = pager.stats()?.0;
         let pools = self
@@ -73,7 +74,8 @@ impl Supervisor {
             })
             .collect();
         let resident_bytes = counters.iter().map(|(_, stats)| stats.resident_pages * 4096).sum();
-        Ok(Pools { pid: pager.pid(), budget_bytes: self.budget.bytes(), resident_bytes, pools })
+        let (pid, takeovers) = (pager.pid(), pager.takeovers());
+        Ok(Pools { pid, takeovers, budget_bytes: self.budget.bytes(), resident_bytes, pools })
     }
 
     /// Opens a stream to a port in the guest.

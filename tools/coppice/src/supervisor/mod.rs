@@ -191,6 +191,12 @@ fn internal_program(command: &str) -> Result<Program> {
     Ok(Program { path, arguments: vec![OsString::from(command)] })
 }
 
+/// This very program, also when its file was replaced since: the page server
+/// that takes over must speak as the one that ended did.
+fn same_program(command: &str) -> Program {
+    Program { path: "/proc/self/exe".into(), arguments: vec![OsString::from(command)] }
+}
+
 impl Supervisor {
     fn new(
         paths: Paths,
@@ -207,7 +213,7 @@ impl Supervisor {
             )?,
             budget: Budget::new(None),
             working_sets: WorkingSets::new(paths.working_sets()),
-            pager_program: internal_program("internal-pager")?,
+            pager_program: same_program("internal-pager"),
             paths,
             store,
             pager: Mutex::new(None),
@@ -237,8 +243,8 @@ impl Supervisor {
                 News::Event(PagerEvent::PageLost { machine, error, .. }) => (machine, error),
                 // The handle of the page server keeps these.
                 News::Event(PagerEvent::LayerDone { .. }) => return,
-                // Without its page server no machine can go on.
-                News::Closed => (EVERY_MACHINE, "the page server ended unexpectedly".to_owned()),
+                // No other one follows, and without it no machine can go on.
+                News::Closed => (EVERY_MACHINE, GIVEN_UP.to_owned()),
             };
             // Before any later reply of the page server is seen: whoever asks
             // it after a machine's end finds the reason here.
@@ -307,10 +313,10 @@ impl Supervisor {
         }
     }
 
-    /// What is known about the end of a page server that did not say why.
+    /// What is known about the last end of a page server that did not say why.
     fn end_of_pager(&self) -> String {
         let status = self.running_pager().and_then(|pager| pager.exit_status());
-        let how = status.map_or("closed its channel".to_owned(), |status| status.to_string());
+        let how = status.map_or("it cannot be started".to_owned(), |status| status.to_string());
         match last_line(&self.paths.pager_log()) {
             Some(line) => format!(" ({how}): {line}"),
             None => format!(" ({how})"),
@@ -349,6 +355,9 @@ impl Supervisor {
         }
     }
 }
+
+/// Why no machine can go on.
+const GIVEN_UP: &str = "the page server ended again and again and was given up";
 
 /// Stands for all machines in a report of loss; no machine has this key.
 const EVERY_MACHINE: MachineKey = MachineKey(u64::MAX);
