@@ -126,7 +126,7 @@ type Answer<R> = (Result<R, String>, Vec<OwnedFd>);
 pub struct Peer<Q, M: ServerMessage> {
     process: String,
     /// Held for a whole request, so that replies cannot be mixed up.
-    turn: Mutex<Channel>,
+    turn: Mutex<Arc<Channel>>,
     answers: Receiver<Answer<M::Reply>>,
     /// The longest answer that is taken.
     body_max: Arc<AtomicUsize>,
@@ -141,9 +141,9 @@ impl<Q: Serialize, M: ServerMessage> Peer<Q, M> {
         channel: Channel,
         news: impl FnMut(News<M::Event>) + Send + 'static,
     ) -> Result<Self, PeerError> {
-        let listen = channel
-            .try_clone()
-            .map_err(|source| PeerError::Channel { process: process.clone(), source })?;
+        // One descriptor for both directions: there are thousands of peers.
+        let channel = Arc::new(channel);
+        let listen = Arc::clone(&channel);
         // One request waits at a time: a server that says more than it was asked
         // for is not listened to.
         let (sender, answers) = bounded(1);
