@@ -92,6 +92,12 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
+fn kill_supervisor(coppice: &Coppice) {
+    let pid = i32::try_from(coppice.supervisor().unwrap()).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
 /// Its processes go on and it is no fork of itself, whatever happens to the
 /// store and to the supervisor meanwhile.
 fn a_machine_off_the_host_comes_back_as_it_was(coppice: &Coppice) {
@@ -114,14 +120,20 @@ fn a_machine_off_the_host_comes_back_as_it_was(coppice: &Coppice) {
     }
     coppice.text(&["rmi", "whole"]).unwrap();
     coppice.text(&["gc", "--min-dead", "0"]).unwrap();
-    let pid = i32::try_from(coppice.supervisor().unwrap()).unwrap();
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    kill_supervisor(coppice);
     assert_eq!(machine(coppice, "web")["state"], "suspended");
     coppice.text(&["serve", "--stop"]).unwrap();
     coppice.text(&["resume", "web"]).unwrap();
     assert_eq!(machine(coppice, "web")["state"], "running");
-    assert_eq!(unnamed(coppice), Vec::<String>::new());
+    // What it came from stays until the store has something later of it.
+    assert_eq!(unnamed(coppice), [id.as_str()]);
+    sh(coppice, "web", "echo lost > /dev/shm/mark");
+    kill_supervisor(coppice);
+    assert_eq!(machine(coppice, "web")["state"], "failed");
+    let line = coppice.refusal(&["exec", "web", "--", "true"]).unwrap();
+    assert!(line.contains("coppice resume web"), "{line}");
+    coppice.text(&["gc", "--min-dead", "0"]).unwrap();
+    coppice.text(&["resume", "web"]).unwrap();
     let look = "kill -0 $(cat /dev/shm/pid) && md5sum < /dev/shm/much | cmp - /dev/shm/sum && cat /etc/machine-id /proc/sys/kernel/random/boot_id; date +%s.%N; cat /dev/shm/mark";
     let began = now();
     let after = sh(coppice, "web", look);
@@ -208,6 +220,17 @@ fn a_cold_snapshot_boots_anew(coppice: &Coppice) {
         "twig\nanew\n"
     );
     assert_eq!(sh(coppice, "anew", "dd if=/dev/vdb bs=4096 skip=3 count=1 | head -c 6"), "change");
+    // Equal machines are not one: what is left of one outlives the other.
+    let twins = ["fork", "flushed", "--count", "2", "--paused", "--name", "twin"];
+    coppice.json(&twins).unwrap();
+    for twin in ["twin-1", "twin-2"] {
+        coppice.text(&["stop", twin]).unwrap();
+    }
+    assert_eq!(unnamed(coppice).len(), 2);
+    coppice.text(&["rm", "twin-1"]).unwrap();
+    coppice.text(&["gc", "--min-dead", "0"]).unwrap();
+    coppice.json(&["start", "twin-2"]).unwrap();
+    assert_eq!(sh(coppice, "twin-2", "cat /root/mark"), "twig\n");
     let tree = coppice.text(&["tree"]).unwrap();
     assert!(tree.contains("flushed") && tree.contains("cold"), "{tree}");
 }

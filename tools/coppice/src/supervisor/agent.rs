@@ -6,9 +6,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use coppice_agent::{AGENT_PORT, Client, ClientError, Exec, ExitStatus, Identity, MIN_ENTROPY};
+use coppice_agent::{
+    AGENT_PORT, Client, ClientError, Exec, ExecEvent, ExitStatus, Identity, MIN_ENTROPY,
+};
 
 use super::capture::alive;
+use super::deadline::in_time;
 use super::machine::{Live, Machine, State, lock};
 use super::{Supervisor, clock, net};
 
@@ -144,9 +147,20 @@ pub(super) fn flush(machine: &Machine, live: &Live) -> bool {
 
 fn ask_to_flush(machine: &Machine, live: &Live) -> Result<ExitStatus> {
     let generation = renewed_soon(live, machine)?;
-    let agent = Client::new(reach(live, ANSWER_LIMIT)?, generation)?;
-    let sync = Exec { argv: vec![b"sync".to_vec()], ..Exec::default() };
-    Ok(agent.run(sync, &[])?.status)
+    let stream = reach(live, ANSWER_LIMIT)?;
+    let ours = stream.try_clone()?;
+    let end = || drop(ours.shutdown(std::net::Shutdown::Both));
+    in_time(ANSWER_LIMIT, end, || {
+        let agent = Client::new(stream, generation)?;
+        let sync = Exec { argv: vec![b"sync".to_vec()], ..Exec::default() };
+        let (_input, mut output) = agent.exec(sync)?;
+        loop {
+            // Whatever it says is not kept: it may never end.
+            if let ExecEvent::Exited(status) = output.next_event()? {
+                return Ok(status);
+            }
+        }
+    })
 }
 
 fn ask_to_shut_down(live: &Live, machine: &Machine) -> Result<()> {

@@ -86,7 +86,7 @@ impl Supervisor {
         let descent = lock(&machine.descent).clone();
         if !self.has_room(machine, &live)? {
             let lineage = self.lineage_of(&descent)?;
-            return self.capture_stopped(machine, &live, &lineage, name);
+            return self.capture_stopped(machine, &live, &lineage, (name, &recorded(machine)));
         }
         let frozen = self.freeze(machine, &live)?;
         drop(turn);
@@ -135,7 +135,7 @@ impl Supervisor {
         machine: &Machine,
         live: &Live,
         below: &Lineage,
-        name: Option<Name>,
+        (name, shape): (Option<Name>, &Recorded),
     ) -> Result<(Stored, Lineage, u64)> {
         let mut session = self.store.begin()?;
         let was_running = machine.state() == State::Running;
@@ -158,8 +158,7 @@ impl Supervisor {
         gathered.images.push((Role::State, session.blob(&state)?));
         let kernel = machine.boots.as_ref().and_then(|boots| boots.kernel.as_deref());
         gather_kernel(&mut session, kernel, below, &mut gathered)?;
-        let (stored, lineage) =
-            self.commit(session, gathered, &recorded(machine), below, (name, instant))?;
+        let (stored, lineage) = self.commit(session, gathered, shape, below, (name, instant))?;
         Ok((stored, lineage, pause_us))
     }
 
@@ -210,7 +209,8 @@ impl Supervisor {
     /// Stores all of a machine that stands still and will not go on.
     pub(super) fn store_still(&self, machine: &Machine, live: &Live) -> Result<SnapshotId> {
         let below = self.lineage_of(&lock(&machine.descent).clone())?;
-        let (stored, _, _) = self.capture_stopped(machine, live, &below, None)?;
+        let (stored, _, _) =
+            self.capture_stopped(machine, live, &below, (None, &recorded_rest(machine)?))?;
         Ok(stored.committed.id)
     }
 
@@ -257,17 +257,28 @@ pub(crate) fn recorded(machine: &Machine) -> Recorded {
         machine: machine.config.clone(),
         nets: machine.nets.len(),
         cmdline: machine.boots.as_ref().map(|boots| boots.cmdline.clone()),
+        rest: None,
     }
+}
+
+/// The same for the snapshot that is all there will be of it.
+pub(super) fn recorded_rest(machine: &Machine) -> Result<Recorded> {
+    let mut rest = [0; 16];
+    getrandom::fill(&mut rest)?;
+    Ok(Recorded { rest: Some(rest), ..recorded(machine) })
 }
 
 /// The process of a machine that has one, or an error that says why not.
 pub(crate) fn alive(machine: &Machine) -> Result<std::sync::Arc<Live>> {
     let state = machine.state();
-    let rests = lock(&machine.rest).is_some();
+    let rests = machine.left().is_some();
     let name = &machine.name;
     match (state.reason(), machine.live()) {
         (None, Some(live)) => Ok(live),
         (None, None) if rests => bail!("{name} is suspended: `coppice resume {name}` first"),
+        (Some(reason), _) if rests && matches!(state, State::Failed(_)) => bail!(
+            "{name} is failed: {reason}; `coppice resume {name}` takes it back to where it last came from the store"
+        ),
         (Some(reason), _) if rests => {
             bail!("{name} is stopped: {reason}; `coppice start {name}` boots it again")
         }

@@ -10,6 +10,7 @@ use coppice_engine::{
 };
 
 use super::launch::find_image;
+use super::machine::lock;
 use super::{Supervisor, piped};
 use crate::rpc::{
     Checked, ImageLine, ImportFormat, Imported, MachineShape, Part, Problem, Progress, Reply,
@@ -132,9 +133,11 @@ impl Supervisor {
 
     /// Takes a name out of the catalog.
     pub(crate) fn remove_snapshot(&self, name: &str) -> Result<Reply> {
+        let _alone = lock(&self.removing);
         let entry = self.find(name)?;
         self.check_unneeded(&entry).with_context(|| format!("cannot remove {name}"))?;
         self.store.remove(name)?;
+        self.forget_fallback(&entry);
         self.working_sets.keep_only(&self.store);
         Ok(Reply::Done)
     }

@@ -6,18 +6,24 @@
 //! of a running machine is asked to flush its page cache right before.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use coppice_engine::{CommitOptions, Committed, ImageRef, Name, Role, SnapshotId, SnapshotRecord};
 
 use super::Supervisor;
 use super::boots::gather_kernel;
-use super::capture::{Gathered, alive, gather_disks, micros, recorded};
+use super::capture::{Gathered, alive, gather_disks, micros, recorded, recorded_rest};
+use super::config::Recorded;
+use super::deadline::in_time;
 use super::freeze::PAUSE_LIMIT;
 use super::machine::{Lineage, Live, Machine, State, lock};
 use super::overlays::FrozenOverlay;
 use crate::rpc::{Captured, Consistency};
+
+/// How long the process of a machine that is over may take to let go of its
+/// disks: other machines wait for it.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 impl Supervisor {
     /// Captures the disks of a machine.
@@ -37,7 +43,7 @@ impl Supervisor {
         let overlays: Vec<_> = lock(&live.disks).iter().map(|stack| stack.frozen.clone()).collect();
         drop(turn);
         let (committed, record, dirty_pages) =
-            self.commit_disks(machine, &overlays, &below, name)?;
+            self.commit_disks(machine, &overlays, &below, (name, &recorded(machine)))?;
         self.grow(machine, self.with_disks_of(&record, &below, instant)?);
         Ok(Captured {
             id: committed.id.to_string(),
@@ -54,11 +60,15 @@ impl Supervisor {
 
     /// Stores the disks of a machine that is over, whose process is still there.
     pub(super) fn store_disks(&self, machine: &Machine, live: &Live) -> Result<SnapshotId> {
-        live.vmm.pause(PAUSE_LIMIT)?;
-        self.freeze_disks(machine, live)?;
+        let kill = || live.vmm.kill();
+        in_time(ANSWER_LIMIT, kill, || {
+            live.vmm.pause(PAUSE_LIMIT)?;
+            self.freeze_disks(machine, live)
+        })?;
         let below = self.lineage_of(&lock(&machine.descent).clone())?;
         let overlays: Vec<_> = lock(&live.disks).iter().map(|stack| stack.frozen.clone()).collect();
-        Ok(self.commit_disks(machine, &overlays, &below, None)?.0.id)
+        let shape = recorded_rest(machine)?;
+        Ok(self.commit_disks(machine, &overlays, &below, (None, &shape))?.0.id)
     }
 
     /// Commits frozen overlays with what boots them; also says how many blocks
@@ -68,7 +78,7 @@ impl Supervisor {
         machine: &Machine,
         overlays: &[Vec<Arc<FrozenOverlay>>],
         below: &Lineage,
-        name: Option<Name>,
+        (name, shape): (Option<Name>, &Recorded),
     ) -> Result<(Committed, SnapshotRecord, u64)> {
         let mut session = self.store.begin()?;
         let mut gathered = Gathered::default();
@@ -77,7 +87,7 @@ impl Supervisor {
         gather_kernel(&mut session, kernel, below, &mut gathered)?;
         let record = SnapshotRecord {
             images: gathered.images,
-            config: super::config::encode(&recorded(machine))?,
+            config: super::config::encode(shape)?,
             parent: below.snapshot,
         };
         let options = CommitOptions { name, ..CommitOptions::default() };

@@ -3,8 +3,10 @@
 //! One version byte, then the `postcard` bytes of: version 1, a
 //! [`MachineConfig`]; version 2, that and the number of network devices (u32),
 //! which is not 0; version 3, a [`MachineConfig`], the number of network devices
-//! and the kernel's command line, where the snapshot has the kernel. So each
-//! configuration has one encoding, which can be part of a snapshot's id.
+//! and the kernel's command line, where the snapshot has the kernel; version 4, a
+//! [`MachineConfig`], the number of network devices, perhaps the command line, and
+//! 16 bytes that no other snapshot has, where it is all there is of a machine. So
+//! each configuration has one encoding, which can be part of a snapshot's id.
 
 use anyhow::{Context, Result, bail};
 use coppice_runtime::protocol::MachineConfig;
@@ -12,6 +14,7 @@ use coppice_runtime::protocol::MachineConfig;
 const VERSION: u8 = 1;
 const VERSION_WITH_NETS: u8 = 2;
 const VERSION_WITH_KERNEL: u8 = 3;
+const VERSION_OF_REST: u8 = 4;
 
 /// What a guest sees of its machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,12 +24,20 @@ pub(crate) struct Recorded {
     pub(crate) nets: usize,
     /// The kernel's command line; only where the snapshot has the kernel.
     pub(crate) cmdline: Option<String>,
+    /// Of the snapshot that a machine is without a process: no two machines are
+    /// the same one, though all else of them be equal.
+    pub(crate) rest: Option<[u8; 16]>,
 }
 
 /// The bytes for a record.
 pub(crate) fn encode(recorded: &Recorded) -> Result<Vec<u8>> {
-    let Recorded { machine, nets, cmdline } = recorded;
+    let Recorded { machine, nets, cmdline, rest } = recorded;
     let nets = u32::try_from(*nets)?;
+    if let Some(rest) = rest {
+        let mut bytes = vec![VERSION_OF_REST];
+        bytes.extend(postcard::to_stdvec(&(machine, nets, cmdline, rest))?);
+        return Ok(bytes);
+    }
     let version = match (cmdline, nets) {
         (Some(_), _) => VERSION_WITH_KERNEL,
         (None, 0) => VERSION,
@@ -48,10 +59,18 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Recorded> {
     const DAMAGED: &str = "the snapshot's machine configuration is damaged";
     let (&version, rest) =
         bytes.split_first().context("the snapshot has no machine configuration")?;
-    if !(VERSION..=VERSION_WITH_KERNEL).contains(&version) {
+    if !(VERSION..=VERSION_OF_REST).contains(&version) {
         bail!(
-            "the snapshot's machine configuration has version {version}, and this coppice knows only {VERSION} to {VERSION_WITH_KERNEL}: use a newer one"
+            "the snapshot's machine configuration has version {version}, and this coppice knows only {VERSION} to {VERSION_OF_REST}: use a newer one"
         );
+    }
+    if version == VERSION_OF_REST {
+        let (all, left) = postcard::take_from_bytes(rest).context(DAMAGED)?;
+        let (machine, nets, cmdline, rest): (MachineConfig, u32, Option<String>, [u8; 16]) = all;
+        if !left.is_empty() {
+            bail!("{DAMAGED}");
+        }
+        return Ok(Recorded { machine, nets: usize::try_from(nets)?, cmdline, rest: Some(rest) });
     }
     let (machine, rest) = postcard::take_from_bytes(rest).context(DAMAGED)?;
     let (nets, rest) = match version {
@@ -68,7 +87,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Recorded> {
     if !rest.is_empty() || (version == VERSION_WITH_NETS && nets == 0) {
         bail!("{DAMAGED}");
     }
-    Ok(Recorded { machine, nets: usize::try_from(nets)?, cmdline })
+    Ok(Recorded { machine, nets: usize::try_from(nets)?, cmdline, rest: None })
 }
 
 #[cfg(test)]
@@ -77,7 +96,7 @@ mod tests {
 
     fn recorded(nets: usize, cmdline: Option<&str>) -> Recorded {
         let machine = MachineConfig { memory_bytes: 1 << 28, vcpus: 2, disks: Vec::new() };
-        Recorded { machine, nets, cmdline: cmdline.map(str::to_owned) }
+        Recorded { machine, nets, cmdline: cmdline.map(str::to_owned), rest: None }
     }
 
     #[test]
@@ -86,6 +105,8 @@ mod tests {
             for cmdline in [None, Some(""), Some("quiet")] {
                 let recorded = recorded(nets, cmdline);
                 assert_eq!(decode(&encode(&recorded).unwrap()).unwrap(), recorded);
+                let rest = Recorded { rest: Some([nets.to_le_bytes()[0]; 16]), ..recorded };
+                assert_eq!(decode(&encode(&rest).unwrap()).unwrap(), rest);
             }
         }
         let mut bytes = encode(&recorded(0, None)).unwrap();

@@ -253,7 +253,7 @@ impl Supervisor {
                 "{source} is not a machine: start it with `coppice run --kernel K --disk {source}`"
             );
         }
-        let Recorded { machine: config, nets, cmdline } =
+        let Recorded { machine: config, nets, cmdline, rest: _ } =
             super::config::decode(&entry.record.config)?;
         let nets = net::of_forks(source, (nets, fork.count), &fork.nets, parent)?;
         let images: Vec<ImageRef> = (0..config.disks.len())
@@ -358,6 +358,7 @@ impl Supervisor {
             layers: Mutex::default(),
             live: Mutex::new(None),
             rest: Mutex::new(None),
+            came_from: Mutex::new(None),
             discarded: AtomicBool::new(false),
             last_faults: Mutex::new(None),
             identity: Identity::new(super::agent::generation()?, machine_id),

@@ -136,6 +136,9 @@ pub(crate) struct Machine {
     pub(crate) live: Mutex<Option<Arc<Live>>>,
     /// The snapshot that it is while it has no process.
     pub(crate) rest: Mutex<Option<SnapshotId>>,
+    /// The snapshot that it came back from, until the store has it as it is
+    /// later: if it fails, that is what is left of it.
+    pub(crate) came_from: Mutex<Option<SnapshotId>>,
     /// Nobody wants its disks any more.
     pub(crate) discarded: AtomicBool,
     /// Last counters, once it is detached from the page server.
@@ -165,6 +168,12 @@ impl Machine {
     /// What it is doing now.
     pub(crate) fn state(&self) -> State {
         lock(&self.state).clone()
+    }
+
+    /// The snapshot that a machine without a process can come back from.
+    pub(crate) fn left(&self) -> Option<SnapshotId> {
+        let rest = *lock(&self.rest);
+        rest.or_else(|| self.state().reason().and(*lock(&self.came_from)))
     }
 
     /// Its process, if it has one.

@@ -32,10 +32,33 @@ struct Saved {
     /// The snapshot that it is without a process.
     #[serde(default)]
     rest: Option<String>,
+    /// The snapshot that it came back from.
+    #[serde(default)]
+    came_from: Option<String>,
     #[serde(default)]
     machine_id: String,
     #[serde(default)]
     nets: Vec<(Cable, [u8; 6])>,
+}
+
+impl Saved {
+    /// Of a machine whose file says nothing: its name stays taken, so that
+    /// nothing is written over what its folder has.
+    fn unreadable(folder: &Path, error: &anyhow::Error) -> Result<Self> {
+        let name = folder.file_name().and_then(|name| name.to_str());
+        Ok(Self {
+            name: name.context("a machine's folder has no name")?.to_owned(),
+            source: None,
+            memory_bytes: 0,
+            vcpus: 0,
+            ended: Some(format!("{} cannot be read: {error}", folder.join(FILE).display())),
+            failed: true,
+            rest: None,
+            came_from: None,
+            machine_id: String::new(),
+            nets: Vec::new(),
+        })
+    }
 }
 
 /// Writes or replaces a machine's file. It is durable if it is what brings the
@@ -43,7 +66,7 @@ struct Saved {
 pub(crate) fn write(machine: &Machine) -> Result<()> {
     let state = machine.state();
     let ended = state.reason().map(str::to_owned);
-    let rest = *lock(&machine.rest);
+    let (rest, came_from) = (*lock(&machine.rest), *lock(&machine.came_from));
     let saved = Saved {
         name: machine.name.clone(),
         source: machine.source.clone(),
@@ -52,10 +75,12 @@ pub(crate) fn write(machine: &Machine) -> Result<()> {
         ended,
         failed: matches!(state, State::Failed(_)),
         rest: rest.map(|id| id.to_string()),
+        came_from: came_from.map(|id| id.to_string()),
         machine_id: machine.identity.machine_id.clone(),
         nets: machine.nets.iter().cloned().zip(machine.macs.iter().copied()).collect(),
     };
-    replace(&machine.folder, &serde_json::to_vec(&saved)?, rest.is_some())
+    let durable = rest.or(came_from).is_some();
+    replace(&machine.folder, &serde_json::to_vec(&saved)?, durable)
         .with_context(|| format!("cannot write {}", machine.folder.join(FILE).display()))
 }
 
@@ -69,6 +94,10 @@ fn replace(folder: &Path, bytes: &[u8], durable: bool) -> std::io::Result<()> {
     std::fs::rename(&partial, folder.join(FILE))?;
     if durable {
         File::open(folder)?.sync_all()?;
+        // Also the name of the folder itself.
+        if let Some(all) = folder.parent() {
+            File::open(all)?.sync_all()?;
+        }
     }
     Ok(())
 }
@@ -82,20 +111,27 @@ impl Supervisor {
             if !folder.is_dir() {
                 continue;
             }
-            let Ok(bytes) = std::fs::read(folder.join(FILE)) else {
-                // It was being made when its supervisor ended: nobody knows it.
-                std::fs::remove_dir_all(&folder)
-                    .with_context(|| format!("cannot remove {}", folder.display()))?;
-                continue;
+            let saved = match std::fs::read(folder.join(FILE)) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    // It was being made when its supervisor ended: nobody knows it.
+                    std::fs::remove_dir_all(&folder)
+                        .with_context(|| format!("cannot remove {}", folder.display()))?;
+                    continue;
+                }
+                read => read.map_err(anyhow::Error::from),
             };
-            let Ok(saved) = serde_json::from_slice::<Saved>(&bytes) else { continue };
-            self.table.restore(self.found(folder, saved));
+            let saved = saved.and_then(|bytes| Ok(serde_json::from_slice::<Saved>(&bytes)?));
+            let saved = saved.or_else(|error| Saved::unreadable(&folder, &error));
+            self.table.restore(self.found(folder, saved?));
         }
         Ok(())
     }
 
     fn found(&self, folder: PathBuf, saved: Saved) -> Machine {
         let rest = saved.rest.as_deref().map(|id| self.recorded_rest(id));
+        // Where it is gone the machine has nothing to fall back to.
+        let came_from = saved.came_from.and_then(|id| self.recorded_rest(&id).ok());
+        let came_from_id = came_from.as_ref().map(|(id, _)| *id);
         let state = match (saved.ended, &rest) {
             (_, Some(Err(error))) => State::Failed(format!("what it was is not there: {error}")),
             (Some(reason), _) if saved.failed => State::Failed(reason),
@@ -108,9 +144,11 @@ impl Supervisor {
             vcpus: saved.vcpus,
             disks: Vec::new(),
         };
-        let (rest, config, cmdline) = match rest.and_then(Result::ok) {
-            Some((id, recorded)) => (Some(id), recorded.machine, recorded.cmdline),
-            None => (None, plain, None),
+        let rest = rest.and_then(Result::ok);
+        let rest_id = rest.as_ref().map(|(id, _)| *id);
+        let (config, cmdline) = match rest.or(came_from) {
+            Some((_, recorded)) => (recorded.machine, recorded.cmdline),
+            None => (plain, None),
         };
         let (nets, macs) = saved.nets.into_iter().unzip();
         Machine {
@@ -128,7 +166,8 @@ impl Supervisor {
             descent: Mutex::new(Descent::Stored(Lineage::ended())),
             layers: Mutex::default(),
             live: Mutex::new(None),
-            rest: Mutex::new(rest),
+            rest: Mutex::new(rest_id),
+            came_from: Mutex::new(came_from_id),
             discarded: AtomicBool::new(false),
             last_faults: Mutex::new(None),
             identity: Identity::new(0, saved.machine_id),

@@ -121,7 +121,11 @@ impl Supervisor {
                 self.come_back(&machine)?;
                 return Ok(Reply::Done);
             }
-            State::Stopped(_) if lock(&machine.rest).is_some() => {
+            State::Failed(_) if machine.left().is_some() => {
+                self.come_back(&machine)?;
+                return Ok(Reply::Done);
+            }
+            State::Stopped(_) if machine.left().is_some() => {
                 bail!("{name} was shut down: `coppice start {name}` boots it again");
             }
             _ => {}
@@ -197,7 +201,8 @@ impl Supervisor {
             }
             _ => self.table.remove_machine(&machine),
         }
-        self.leave_rest(&machine);
+        self.leave(&machine.rest, &machine);
+        self.leave(&machine.came_from, &machine);
         Ok(Reply::Done)
     }
 

@@ -16,6 +16,7 @@ mod clock;
 mod cold;
 mod collect;
 mod config;
+mod deadline;
 mod freed;
 mod freeze;
 mod launch;
@@ -84,6 +85,8 @@ pub(crate) struct Supervisor {
     working_sets: WorkingSets,
     table: Table,
     keys: AtomicU64,
+    /// Held while a snapshot is looked at and removed.
+    removing: Mutex<()>,
     nursery: Nursery,
     pager_program: Program,
     /// Machines whose process has ended.
@@ -120,6 +123,7 @@ pub(crate) fn serve(
     let supervisor = Supervisor::new(paths, store, news, lost, ending_on_signals()?)?;
     let supervisor = Arc::new(Supervisor { budget: Budget::new(pool_memory_mib), ..supervisor });
     supervisor.find_ended()?;
+    supervisor.leave_orphans();
     supervisor.watch(ended, lost_keys)?;
     supervisor.working_sets.keep_only(&supervisor.store);
     if !background {
@@ -220,6 +224,7 @@ impl Supervisor {
             pools: Pools::default(),
             table: Table::default(),
             keys: AtomicU64::new(1),
+            removing: Mutex::new(()),
             news,
             lost,
             losses: Arc::default(),
@@ -348,10 +353,22 @@ impl Supervisor {
         if let Some(why) = lock(&self.losses).remove(&machine.key) {
             machine.lost(why);
         }
-        if machine.folder.exists()
-            && let Err(error) = machine_file::write(machine)
-        {
-            tracing::warn!(machine = machine.name, %error, "cannot record its end");
+        self.record_end(machine);
+    }
+}
+
+impl Supervisor {
+    /// Keeps what is known of a machine that ended.
+    fn record_end(&self, machine: &Machine) {
+        if !machine.folder.exists() {
+            return;
+        }
+        match machine_file::write(machine) {
+            Ok(()) if lock(&machine.rest).is_some() => self.leave(&machine.came_from, machine),
+            Ok(()) => {}
+            Err(error) => {
+                tracing::warn!(machine = machine.name, %error, "cannot record its end");
+            }
         }
     }
 }

@@ -3,14 +3,16 @@
 //! A machine that is paused off the host, or that was shut down, has no process:
 //! all that it is lies in the store, as a snapshot without a name, and its
 //! `machine.json` says which. So it survives its supervisor. The snapshot cannot
-//! be removed while it is needed, and leaves the catalog when the machine is back
-//! or removed, unless somebody gave it a name meanwhile.
+//! be removed while it is needed. A machine that is back keeps it, to fall back to
+//! if it fails, until it is off the host or shut down again; then it leaves the
+//! catalog, unless somebody gave it a name meanwhile.
 //!
 //! What comes back is the same machine, no fork of it: its machine id and its
 //! ethernet addresses stay.
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
 use coppice_engine::{CommitOptions, Entry, Role, SnapshotId, SnapshotRecord};
@@ -70,13 +72,21 @@ impl Supervisor {
     /// Records durably that a snapshot is all there is of a machine.
     fn settle(&self, machine: &Machine, id: SnapshotId) -> Result<()> {
         *lock(&machine.rest) = Some(id);
+        let before = lock(&machine.came_from).take();
         machine.now(State::Suspended);
         let recorded = match machine.state() {
             State::Suspended => super::machine_file::write(machine),
             other => Err(anyhow::anyhow!("{} is {} now", machine.name, other.word())),
         };
-        if recorded.is_err() {
-            self.leave_rest(machine);
+        if recorded.is_ok() {
+            self.leave(&Mutex::new(before), machine);
+        } else {
+            *lock(&machine.came_from) = before;
+            self.leave(&machine.rest, machine);
+            // The file may say already that it is suspended.
+            if let Err(error) = super::machine_file::write(machine) {
+                tracing::error!(machine = machine.name, %error, "cannot record that it goes on");
+            }
             let mut state = lock(&machine.state);
             if *state == State::Suspended {
                 *state = State::Paused;
@@ -105,6 +115,8 @@ impl Supervisor {
     pub(crate) fn come_back(&self, machine: &Arc<Machine>) -> Result<Ready> {
         let begun = std::time::Instant::now();
         let _turn = lock(&machine.turn);
+        // Whoever lets its process go must be done with its files.
+        drop(lock(&machine.releasing));
         let entry = self.rest_of(machine)?;
         let fork = Fork {
             source: machine.name.clone(),
@@ -126,22 +138,24 @@ impl Supervisor {
             lineage.snapshot = entry.record.parent;
         }
         let again = Arc::new(self.prepare(&template, &machine.name)?);
-        if let Err(error) = self.start(&again, &template, false) {
+        *lock(&again.came_from) = Some(entry.id);
+        // Durable before it runs: it is never taken for one that still rests.
+        let started =
+            super::machine_file::write(&again).and_then(|()| self.start(&again, &template, false));
+        if let Err(error) = started {
             again.discarded.store(true, Ordering::Release);
             self.release(&again);
             super::machine_file::write(machine)?;
             return Err(error);
         }
-        super::machine_file::write(&again)?;
         self.table.replace(machine, &again);
-        self.leave_rest(machine);
         let ready_us = u64::try_from(begun.elapsed().as_micros())?;
         Ok(Ready { name: machine.name.clone(), ready_us })
     }
 
     /// The snapshot that a machine without a process is.
     pub(super) fn rest_of(&self, machine: &Machine) -> Result<Entry> {
-        let Some(id) = *lock(&machine.rest) else {
+        let Some(id) = machine.left() else {
             // Says what it is instead.
             alive(machine)?;
             bail!("{} is {} already", machine.name, machine.state().word());
@@ -149,10 +163,14 @@ impl Supervisor {
         Ok(self.store.lookup(&id.to_string())?)
     }
 
-    /// Takes the snapshot of a machine that does not need it out of the catalog,
-    /// unless it has a name.
-    pub(super) fn leave_rest(&self, machine: &Machine) {
-        let Some(id) = lock(&machine.rest).take() else { return };
+    /// Takes a snapshot of a machine that does not need it out of the catalog,
+    /// unless it has a name or another machine needs it.
+    pub(super) fn leave(&self, which: &Mutex<Option<SnapshotId>>, machine: &Machine) {
+        let Some(id) = lock(which).take() else { return };
+        let _alone = lock(&self.removing);
+        if self.needed().contains(&id) {
+            return;
+        }
         let gone = self.store.lookup(&id.to_string()).and_then(|entry| {
             if entry.names.is_empty() {
                 self.store.remove(&id.to_string()).map(drop)
@@ -162,6 +180,40 @@ impl Supervisor {
         });
         if let Err(error) = gone {
             tracing::warn!(machine = machine.name, %error, "its snapshot stays");
+        }
+    }
+
+    /// Snapshots that machines are, or came from.
+    fn needed(&self) -> HashSet<SnapshotId> {
+        let of = |machine: Arc<Machine>| [*lock(&machine.rest), *lock(&machine.came_from)];
+        self.table.list().into_iter().flat_map(of).flatten().collect()
+    }
+
+    /// Takes snapshots out of the catalog that were all there was of machines
+    /// which are no more: their supervisor ended before it could do so.
+    pub(super) fn leave_orphans(&self) {
+        let needed = self.needed();
+        for entry in self.store.snapshots() {
+            let rests = super::config::decode(&entry.record.config)
+                .is_ok_and(|recorded| recorded.rest.is_some());
+            if rests && entry.names.is_empty() && !needed.contains(&entry.id) {
+                let gone = self.store.remove(&entry.id.to_string());
+                tracing::info!(id = %entry.id, is_gone = gone.is_ok(), "nobody needs it any more");
+            }
+        }
+    }
+
+    /// Machines that came from a snapshot which is gone have nothing to fall
+    /// back to.
+    pub(super) fn forget_fallback(&self, entry: &Entry) {
+        if self.store.lookup(&entry.id.to_string()).is_ok() {
+            return;
+        }
+        for machine in self.table.list() {
+            let mut came_from = lock(&machine.came_from);
+            if *came_from == Some(entry.id) {
+                *came_from = None;
+            }
         }
     }
 
