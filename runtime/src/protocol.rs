@@ -5,8 +5,11 @@
 //! Both servers answer requests in order with exactly one reply each, and may
 //! send events at any time in between.
 
+mod bounded;
+
 use serde::{Deserialize, Serialize};
 
+use self::bounded::{lists_of_runs, regions, runs};
 use crate::pieces::Piece;
 
 /// Guest pages and disk blocks are both this long, in bytes.
@@ -176,6 +179,7 @@ pub enum VmmReply {
     /// every pooled region registered, `/proc/self/pagemap`, `/proc/self/mem`.
     Built {
         /// Where its memory and disk caches lie in the process.
+        #[serde(deserialize_with = "regions")]
         regions: Vec<Region>,
     },
     /// The vCPUs run.
@@ -192,9 +196,11 @@ pub enum VmmReply {
         state: Vec<u8>,
         /// For each disk, the blocks its newest overlay holds, as ascending
         /// runs.
+        #[serde(deserialize_with = "lists_of_runs")]
         overlays: Vec<Vec<PageRun>>,
         /// The pages that the guest has ever freed, as ascending runs. Those
         /// that are not the machine's own now are zero.
+        #[serde(deserialize_with = "runs")]
         freed: Vec<PageRun>,
     },
     /// The frozen overlays are one.

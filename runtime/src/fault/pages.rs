@@ -7,12 +7,13 @@ use crate::protocol::PageRun;
 pub(super) struct PageSet(Box<[u64]>);
 
 impl PageSet {
-    /// The pages of these runs, in an image of `pages` pages.
+    /// The pages of these runs that lie in an image of `pages` pages. Runs may be
+    /// any: a machine's process may have named them.
     pub(super) fn of(runs: &[PageRun], pages: u64) -> Self {
         let words = usize::try_from(pages.div_ceil(64)).unwrap_or(usize::MAX);
         let mut set = vec![0; words].into_boxed_slice();
         for run in runs {
-            for page in run.first..run.first + run.count {
+            for page in run.first..run.first.saturating_add(run.count).min(pages) {
                 let (word, bit) = place(page);
                 set[word] |= bit;
             }
@@ -95,6 +96,13 @@ mod tests {
         let set = PageSet::of(&[run(2, 3), run(63, 2), run(129, 1)], 130);
         let has: Vec<u64> = (0..200).filter(|page| set.contains(*page)).collect();
         assert_eq!(has, [2, 3, 4, 63, 64, 129]);
+    }
+
+    #[test]
+    fn runs_that_reach_beyond_the_image_are_cut_off() {
+        let wild = [run(u64::MAX, u64::MAX), run(7, u64::MAX), run(1, 1), run(70, 0), run(11, 1)];
+        let set = PageSet::of(&wild, 10);
+        assert_eq!(set.runs(), [run(1, 1), run(7, 3)]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The supervisor's side of the processes it runs: one handle for each
 //! machine's process and one for the page server.
 
+mod claims;
 mod nursery;
 mod pager;
 mod peer;

@@ -42,6 +42,14 @@ pub enum PeerError {
         /// What it was.
         process: String,
     },
+    /// The process said of itself what cannot be, and was ended.
+    #[error("{process} said what cannot be: {what}")]
+    Implausible {
+        /// What it was.
+        process: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// The process could not be started.
     #[error("cannot start {process}")]
     Spawn {
@@ -181,6 +189,11 @@ impl<Q: Serialize, M: ServerMessage> Peer<Q, M> {
     /// The error for an answer of the wrong kind.
     pub fn out_of_turn(&self) -> PeerError {
         PeerError::OutOfTurn { process: self.process.clone() }
+    }
+
+    /// The error of a process that says what cannot be.
+    pub(super) fn implausible(&self, what: &'static str) -> PeerError {
+        PeerError::Implausible { process: self.process.clone(), what }
     }
 
     /// The error of a process that says by itself that it could not.

@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::claims::Claims;
 use super::peer::{News, Peer, PeerError};
 use super::process::Process;
 use super::zygote::Unborn;
@@ -22,6 +23,8 @@ use crate::sys::remote_memory::RemoteMemory;
 pub struct Vmm {
     peer: Peer<VmmRequest, VmmMessage>,
     process: Process,
+    /// What it can rightly say of itself, since its machine was made.
+    claims: OnceLock<Claims>,
 }
 
 /// A machine that has been made, with what the supervisor needs to reach into
@@ -62,7 +65,7 @@ impl Vmm {
     ) -> Result<Self, PeerError> {
         let Unborn { process, channel } = unborn;
         let peer = Peer::new(format!("machine {name}"), channel, news)?;
-        let vmm = Self { peer, process };
+        let vmm = Self { peer, process, claims: OnceLock::new() };
         match vmm.peer.call(&VmmRequest::Log, &[log.as_fd()])?.0 {
             VmmReply::Logging => Ok(vmm),
             _ => Err(vmm.peer.out_of_turn()),
@@ -83,9 +86,12 @@ impl Vmm {
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Built, PeerError> {
         self.peer.expect_bodies(longest_answer(&config));
+        let claims = Claims::of(&config);
         let request = VmmRequest::Build { config, nets, start };
         let (reply, received) = self.peer.call(&request, descriptors)?;
         let VmmReply::Built { regions } = reply else { return Err(self.peer.out_of_turn()) };
+        claims.check_regions(&regions).map_err(|what| self.distrust(what))?;
+        self.claims.set(claims).map_err(|_| self.peer.out_of_turn())?;
         let [userfault, pagemap, memory] =
             <[OwnedFd; 3]>::try_from(received).map_err(|_| self.peer.out_of_turn())?;
         let (pagemap, memory) = (Pagemap::new(pagemap), RemoteMemory::new(memory));
@@ -113,23 +119,30 @@ impl Vmm {
 
     /// Describes the paused machine.
     pub fn save(&self) -> Result<SavedMachine, PeerError> {
-        match self.peer.call(&VmmRequest::Save, &[])?.0 {
-            VmmReply::Saved { state, overlays, freed } => {
-                Ok(SavedMachine { state, overlays, freed })
-            }
-            _ => Err(self.peer.out_of_turn()),
-        }
+        self.saved(self.peer.call(&VmmRequest::Save, &[])?.0)
     }
 
     /// Describes the paused machine and freezes its overlays; the new ones are
     /// taken where the old ones hold blocks.
     pub fn freeze(&self, overlays: &[BorrowedFd<'_>]) -> Result<SavedMachine, PeerError> {
-        match self.peer.call(&VmmRequest::Freeze, overlays)?.0 {
-            VmmReply::Saved { state, overlays, freed } => {
-                Ok(SavedMachine { state, overlays, freed })
-            }
-            _ => Err(self.peer.out_of_turn()),
-        }
+        self.saved(self.peer.call(&VmmRequest::Freeze, overlays)?.0)
+    }
+
+    /// What it says that it has may be what its guest made up.
+    fn saved(&self, reply: VmmReply) -> Result<SavedMachine, PeerError> {
+        let (VmmReply::Saved { state, overlays, freed }, Some(claims)) = (reply, self.claims.get())
+        else {
+            return Err(self.peer.out_of_turn());
+        };
+        claims.check_freed(&freed).map_err(|what| self.distrust(what))?;
+        claims.check_overlays(&overlays).map_err(|what| self.distrust(what))?;
+        Ok(SavedMachine { state, overlays, freed })
+    }
+
+    /// A process that says what cannot be is not listened to any more.
+    fn distrust(&self, what: &'static str) -> PeerError {
+        self.process.end();
+        self.peer.implausible(what)
     }
 
     /// Replaces the oldest frozen overlays of a disk by one that holds the
@@ -191,5 +204,71 @@ fn longest_answer(config: &MachineConfig) -> usize {
 impl Drop for Vmm {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+    use super::*;
+    use crate::protocol::Content;
+    use crate::sys::channel::Channel;
+
+    const MEMORY: u64 = 16 << 20;
+
+    /// A machine whose process answers its last request with `last`.
+    fn answered(last: VmmReply) -> (Vmm, Result<SavedMachine, PeerError>) {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let descriptor = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        let (channel, theirs) = Channel::pair().unwrap();
+        let unborn = Unborn { process: Process::new(child.id(), descriptor), channel };
+        std::thread::spawn(move || child.wait().unwrap());
+        let taken_over = std::thread::spawn(move || {
+            let file = tempfile::tempfile().unwrap();
+            let region = Region {
+                content: Content::Memory,
+                address: 4096,
+                len: MEMORY,
+                offset: 0,
+                pooled: false,
+            };
+            let built = VmmReply::Built { regions: vec![region] };
+            for (reply, descriptors) in [(VmmReply::Logging, 0), (built, 3), (last, 0)] {
+                theirs.receive::<VmmRequest>().unwrap();
+                let descriptors = vec![file.as_fd(); descriptors];
+                theirs.send(&VmmMessage::Reply(Ok(reply)), &descriptors).unwrap();
+            }
+        });
+        let log = tempfile::tempfile().unwrap();
+        let vmm = Vmm::raise(unborn, "m", &log, |_| {}).unwrap();
+        let config = MachineConfig { memory_bytes: MEMORY, vcpus: 1, disks: Vec::new() };
+        let start = Start::Boot { cmdline: String::new() };
+        vmm.build(config, Vec::new(), start, &[]).unwrap();
+        let saved = vmm.save();
+        taken_over.join().unwrap();
+        (vmm, saved)
+    }
+
+    fn saved(first: u64, count: u64) -> VmmReply {
+        let freed = vec![PageRun { first, count }];
+        VmmReply::Saved { state: Vec::new(), overlays: Vec::new(), freed }
+    }
+
+    #[test]
+    fn a_process_that_says_what_cannot_be_is_ended() {
+        let (vmm, whole) = answered(saved(0, MEMORY / PAGE_SIZE));
+        whole.unwrap();
+        assert!(!vmm.process.has_ended());
+        // What the bounds of its machine refuse.
+        let (vmm, more) = answered(saved(1, MEMORY / PAGE_SIZE));
+        let error = more.unwrap_err().to_string();
+        assert_eq!(error, "machine m said what cannot be: freed pages that are not its memory's");
+        assert!(vmm.process.has_ended());
+        // What is no list of pages at all.
+        let (_vmm, wild) = answered(saved(u64::MAX, u64::MAX));
+        assert!(matches!(wild.unwrap_err(), PeerError::Gone { .. }));
     }
 }

@@ -21,6 +21,23 @@ const TICK: Duration = Duration::from_millis(200);
 /// How long a caller may take to say what it wants.
 const HELLO_LIMIT: Duration = Duration::from_secs(30);
 
+/// One of the requests that are being answered, until dropped: also by a panic,
+/// which must not keep the supervisor from idling out.
+struct Busy(Arc<AtomicU64>);
+
+impl Busy {
+    fn one_more(busy: &Arc<AtomicU64>) -> Self {
+        busy.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(busy))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// What a request is answered with.
 pub(super) type Answer = (Reply, Vec<OwnedFd>);
 
@@ -87,22 +104,17 @@ fn answer_on_thread(
 ) -> Result<()> {
     // An accepted socket does not inherit the listener's mode everywhere.
     socket.set_nonblocking(false)?;
-    busy.fetch_add(1, Ordering::AcqRel);
+    let counted = Busy::one_more(busy);
     let supervisor = Arc::clone(supervisor);
-    let counted = Arc::clone(busy);
-    let spawned = super::spawn("request", move || {
+    super::spawn("request", move || {
+        let _counted = counted;
         if let Err(error) = converse(&supervisor, &Channel::new(socket)) {
             tracing::debug!(%error, "a caller left");
         }
         // The request may have been the last user of a layer.
         supervisor.pools.close_layers();
         *lock(&supervisor.last_request) = Instant::now();
-        counted.fetch_sub(1, Ordering::AcqRel);
-    });
-    if spawned.is_err() {
-        busy.fetch_sub(1, Ordering::AcqRel);
-    }
-    spawned
+    })
 }
 
 fn converse(supervisor: &Arc<Supervisor>, channel: &Channel) -> Result<(), ChannelError> {
@@ -220,5 +232,23 @@ fn one_file(received: Vec<OwnedFd>) -> Result<File> {
     match one(received) {
         Ok(descriptor) => Ok(File::from(descriptor)),
         Err(error) => bail!(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_panics_counts_no_more() {
+        let busy = Arc::new(AtomicU64::new(0));
+        let counted = Busy::one_more(&busy);
+        assert_eq!(busy.load(Ordering::Acquire), 1);
+        let panicked = std::thread::spawn(move || {
+            let _counted = counted;
+            panic!("a request that fails on purpose");
+        });
+        assert!(panicked.join().is_err());
+        assert_eq!(busy.load(Ordering::Acquire), 0);
     }
 }
