@@ -53,6 +53,10 @@ fn obey(
                 Ok((reply, descriptors)) => outbox.reply(Ok(reply), descriptors),
                 Err(error) => outbox.reply(Err(error.to_string()), Vec::new()),
             },
+            // Too many are open here. Only this request fails.
+            Err(error @ ChannelError::LostDescriptors { .. }) => {
+                outbox.reply(Err(error.to_string()), Vec::new());
+            }
             Err(ChannelError::Closed) => return Ok(()),
             Err(error) => return Err(error.into()),
         }

@@ -19,6 +19,11 @@ use crate::protocol::{
 };
 use crate::sys::channel::{BODY_MAX, Channel, ChannelError};
 
+/// Descriptors that come with one answer: a machine's process and the page
+/// server send three at most. More than it needs of this process's a peer that is
+/// not to be trusted must not take.
+const DESCRIPTORS_MAX: usize = 3;
+
 /// Why a request to another process failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
@@ -150,7 +155,7 @@ impl<Q: Serialize, M: ServerMessage> Peer<Q, M> {
         news: impl FnMut(News<M::Event>) + Send + 'static,
     ) -> Result<Self, PeerError> {
         // One descriptor for both directions: there are thousands of peers.
-        let channel = Arc::new(channel);
+        let channel = Arc::new(channel.with_descriptors_max(DESCRIPTORS_MAX));
         let listen = Arc::clone(&channel);
         // One request waits at a time: a server that says more than it was asked
         // for is not listened to.

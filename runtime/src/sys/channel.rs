@@ -14,10 +14,13 @@
 //! ```
 //!
 //! Invariant: what a peer announces costs nothing until it arrives, and what
-//! arrives is bounded by what this end expects of that peer.
+//! arrives is bounded by what this end expects of that peer. A message that lost
+//! descriptors was read to its end, and one that was not written to its end is
+//! the last one.
 
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
@@ -81,18 +84,25 @@ pub enum ChannelError {
 pub struct Channel {
     socket: UnixStream,
     body_max: usize,
+    descriptors_max: usize,
 }
 
 impl Channel {
     /// Wraps a connected stream socket.
     pub fn new(socket: UnixStream) -> Self {
-        Self { socket, body_max: BODY_MAX }
+        Self { socket, body_max: BODY_MAX, descriptors_max: DESCRIPTORS_MAX }
     }
 
     /// The same with another limit for bodies.
     #[must_use]
     pub fn with_body_max(self, body_max: usize) -> Self {
         Self { body_max: body_max.min(BODY_LIMIT), ..self }
+    }
+
+    /// The same with another limit for the descriptors that come with a message.
+    #[must_use]
+    pub fn with_descriptors_max(self, descriptors_max: usize) -> Self {
+        Self { descriptors_max: descriptors_max.min(DESCRIPTORS_MAX), ..self }
     }
 
     /// The same for a peer that is trusted to send what is needed and no more.
@@ -110,7 +120,8 @@ impl Channel {
     /// A second handle on the same end, so that one thread can receive while
     /// another sends.
     pub fn try_clone(&self) -> Result<Self, ChannelError> {
-        Ok(Self { socket: self.socket.try_clone()?, body_max: self.body_max })
+        let Self { body_max, descriptors_max, .. } = *self;
+        Ok(Self { socket: self.socket.try_clone()?, body_max, descriptors_max })
     }
 
     /// The socket below, for polling.
@@ -141,16 +152,29 @@ impl Channel {
         let (first, others) = descriptors.split_at(descriptors.len().min(GROUP));
         if others.is_empty() {
             bytes.extend(&body);
-            let sent = send_first(&self.socket, &bytes, first)?;
-            return (&self.socket).write_all(&bytes[sent..]).map_err(closed);
         }
         let sent = send_first(&self.socket, &bytes, first)?;
-        (&self.socket).write_all(&bytes[sent..]).map_err(closed)?;
-        for group in others.chunks(GROUP) {
+        let rest = if others.is_empty() { &[][..] } else { &body };
+        self.send_rest(&bytes[sent..], others, rest).inspect_err(|_| {
+            // What follows half a message could not be understood. It fails only
+            // if the other end is closed, which is the goal.
+            drop(self.socket.shutdown(Shutdown::Both));
+        })
+    }
+
+    /// Sends what is left of a message.
+    fn send_rest(
+        &self,
+        bytes: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+        body: &[u8],
+    ) -> Result<(), ChannelError> {
+        (&self.socket).write_all(bytes).map_err(closed)?;
+        for group in descriptors.chunks(GROUP) {
             // One byte is sent or none.
             send_first(&self.socket, &[0], group)?;
         }
-        (&self.socket).write_all(&body).map_err(closed)
+        (&self.socket).write_all(body).map_err(closed)
     }
 
     /// Receives one message with its descriptors; blocks until it is whole.
@@ -164,24 +188,28 @@ impl Channel {
         body_max: usize,
     ) -> Result<(T, Vec<OwnedFd>), ChannelError> {
         let mut header = [0; HEADER];
-        let (got, mut received) = receive_first(&self.socket, &mut header)?;
+        let room = self.descriptors_max.clamp(1, GROUP);
+        let (got, mut received) = receive_first(&self.socket, &mut header, room)?;
         (&self.socket).read_exact(&mut header[got..]).map_err(closed)?;
         let [b0, b1, b2, b3, d0, d1, d2, d3] = header;
         let body = usize::try_from(u32::from_le_bytes([b0, b1, b2, b3])).unwrap_or(usize::MAX);
         let announced = usize::try_from(u32::from_le_bytes([d0, d1, d2, d3])).unwrap_or(usize::MAX);
-        if body > body_max || announced > DESCRIPTORS_MAX {
+        if body > body_max || announced > self.descriptors_max {
             return Err(ChannelError::TooLarge { body, descriptors: announced });
         }
         let mut whole = received.len() == announced.min(GROUP);
-        while whole && received.len() < announced {
-            let group = receive_first(&self.socket, &mut [0])?.1;
-            whole = group.len() == (announced - received.len()).min(GROUP);
+        let mut left = announced.saturating_sub(GROUP);
+        while left > 0 {
+            let group = receive_first(&self.socket, &mut [0], room)?.1;
+            whole &= group.len() == left.min(GROUP);
+            left -= left.min(GROUP);
             received.extend(group);
         }
+        let body = self.receive_body(body)?;
         if !whole {
             return Err(ChannelError::LostDescriptors { announced, received: received.len() });
         }
-        Ok((postcard::from_bytes(&self.receive_body(body)?)?, received))
+        Ok((postcard::from_bytes(&body)?, received))
     }
 
     fn receive_body(&self, len: usize) -> Result<Vec<u8>, ChannelError> {
@@ -214,8 +242,9 @@ fn send_first(
 fn receive_first(
     socket: &UnixStream,
     header: &mut [u8],
+    descriptors_max: usize,
 ) -> Result<(usize, Vec<OwnedFd>), ChannelError> {
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(GROUP))];
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(descriptors_max))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let message = loop {
         match recvmsg(
@@ -331,6 +360,50 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let too_many = vec![file.as_fd(); DESCRIPTORS_MAX + 1];
         assert!(matches!(left.send(&(), &too_many), Err(ChannelError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn a_peer_that_sends_more_descriptors_than_expected_is_refused() {
+        for (expected, sent) in [(3, 3), (3, 4), (3, 253), (3, 600), (0, 1)] {
+            let (left, right) = Channel::pair().unwrap();
+            let right = right.with_descriptors_max(expected);
+            let file = tempfile::tempfile().unwrap();
+            left.send(&"some", &vec![file.as_fd(); sent]).unwrap();
+            match right.receive::<String>() {
+                Ok((_, received)) => assert!(sent <= expected && received.len() == sent),
+                Err(ChannelError::TooLarge { descriptors, .. }) => {
+                    assert!(sent > expected && descriptors == sent);
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_follows_a_message_without_its_descriptors_is_understood() {
+        for announced in [1, 253, 600u32] {
+            let (mut left, right) = UnixStream::pair().unwrap();
+            let body = postcard::to_stdvec("lost").unwrap();
+            left.write_all(&u32::try_from(body.len()).unwrap().to_le_bytes()).unwrap();
+            left.write_all(&announced.to_le_bytes()).unwrap();
+            left.write_all(&vec![0; announced.div_ceil(253) as usize - 1]).unwrap();
+            left.write_all(&body).unwrap();
+            Channel::new(left.try_clone().unwrap()).send(&"next", &[]).unwrap();
+            let right = Channel::new(right);
+            let error = right.receive::<String>().unwrap_err();
+            assert!(matches!(error, ChannelError::LostDescriptors { received: 0, .. }), "{error}");
+            assert_eq!(right.receive::<String>().unwrap().0, "next");
+        }
+    }
+
+    #[test]
+    fn half_a_message_is_the_last_one() {
+        let (left, right) = Channel::pair().unwrap();
+        left.socket().set_write_timeout(Some(std::time::Duration::from_millis(1))).unwrap();
+        let error = left.send(&vec![1u8; 8 << 20], &[]).unwrap_err();
+        assert!(matches!(error, ChannelError::Io(_)), "{error}");
+        assert!(matches!(left.send(&"next", &[]), Err(ChannelError::Closed)));
+        assert!(matches!(right.receive::<Vec<u8>>(), Err(ChannelError::Closed)));
     }
 
     #[test]
