@@ -41,6 +41,19 @@ struct State {
     closed: bool,
 }
 
+impl State {
+    /// How many are kept ready now.
+    fn kept(&self, wanted: usize) -> usize {
+        wanted.max(self.expected.min(AHEAD))
+    }
+
+    /// Takes out those that are too many.
+    fn excess(&mut self, wanted: usize) -> VecDeque<Unborn> {
+        let kept = self.kept(wanted).min(self.ready.len());
+        self.ready.split_off(kept)
+    }
+}
+
 /// Processes that are made ahead for a batch: each of them waits most of the
 /// time, for the kernel to set up its machine.
 const AHEAD: usize = 32;
@@ -56,6 +69,10 @@ impl Drop for Expected<'_> {
         if state.expecting == 0 {
             state.expected = 0;
         }
+        // Those that nobody took.
+        let excess = state.excess(self.0.shared.wanted);
+        drop(state);
+        drop(excess);
     }
 }
 
@@ -122,14 +139,15 @@ impl Shared {
     fn fill(&self) {
         let mut state = self.lock();
         while !state.closed {
-            let wanted = self.wanted.max(state.expected.min(AHEAD));
-            if state.asked && state.ready.len() < wanted {
+            if state.asked && state.ready.len() < state.kept(self.wanted) {
                 drop(state);
                 let forked = self.fork();
                 state = self.lock();
                 match forked {
                     Ok(unborn) => {
                         state.ready.push_back(unborn);
+                        // Who wanted it may have given up meanwhile.
+                        drop(state.excess(self.wanted));
                         continue;
                     }
                     // Whoever needs one is told; until then nobody is hurt.
@@ -166,6 +184,33 @@ impl Shared {
         let mut slot = self.zygote.lock().unwrap_or_else(PoisonError::into_inner);
         if slot.as_ref().is_some_and(|zygote| Arc::ptr_eq(zygote, ended)) {
             *slot = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::process::Process;
+    use super::*;
+    use crate::sys::channel::{Channel, ChannelError};
+
+    #[test]
+    fn those_that_a_failed_batch_did_not_take_end() {
+        let program = Program { path: PathBuf::from("/bin/false"), arguments: Vec::new() };
+        let nursery = Nursery::new(program, PathBuf::from("/dev/null"), 2).unwrap();
+        let expected = nursery.expect(20);
+        let ends: Vec<Channel> = (0..20)
+            .map(|_| {
+                let (channel, other) = Channel::pair().unwrap();
+                let process = Process::new(0, tempfile::tempfile().unwrap().into());
+                nursery.shared.lock().ready.push_back(Unborn { process, channel });
+                other
+            })
+            .collect();
+        drop(expected);
+        assert_eq!(nursery.shared.lock().ready.len(), 2);
+        for end in &ends[2..] {
+            assert!(matches!(end.receive::<u32>(), Err(ChannelError::Closed)));
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Making the machines of one request, all of them or none.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
 
 use super::Supervisor;
 use super::launch::Template;
+use super::machine::Machine;
 use super::table::Reserved;
 use super::workers::at_once;
 use crate::rpc::{Fork, Progress, Ready};
@@ -25,14 +27,15 @@ impl Supervisor {
         let mut machines = Vec::new();
         if let Err(error) = self.make_all(template, what, begun, &mut machines, report) {
             // All or nothing: nobody is told the names of a part.
-            for made in machines {
-                if let Err(error) = self.remove_machine(&made.name, true) {
+            // Their names may be other machines' by now.
+            for (made, _) in machines {
+                if let Err(error) = self.remove_this(&made) {
                     tracing::warn!(machine = made.name, %error, "cannot remove it");
                 }
             }
             return Err(error);
         }
-        Ok(machines)
+        Ok(machines.into_iter().map(|(_, ready)| ready).collect())
     }
 
     /// Most of making a machine is waiting for the kernel and for other
@@ -43,7 +46,7 @@ impl Supervisor {
         template: &Template,
         (fork, reserved): (&Fork, Vec<Reserved<'_>>),
         begun: Instant,
-        made: &mut Vec<Ready>,
+        made: &mut Vec<(Arc<Machine>, Ready)>,
         report: &mut dyn FnMut(Progress),
     ) -> Result<()> {
         let count = reserved.len();
@@ -53,11 +56,11 @@ impl Supervisor {
         let turns = reserved.into_iter().enumerate();
         let make = |(turn, reserved): (usize, Reserved<'_>)| {
             let begun = if turn == 0 { begun } else { Instant::now() };
-            self.make(template, reserved, begun, fork.paused).map(|ready| (turn, ready))
+            self.make(template, reserved, begun, fork.paused).map(|made| (turn, made))
         };
         let mut done = Vec::new();
-        let result = at_once(turns, count.min(AT_ONCE), make, |ready| {
-            done.push(ready);
+        let result = at_once(turns, count.min(AT_ONCE), make, |made| {
+            done.push(made);
             report(Progress {
                 what: "forking".to_owned(),
                 done: u64::try_from(done.len()).unwrap_or(u64::MAX),
@@ -67,7 +70,7 @@ impl Supervisor {
             });
         });
         done.sort_unstable_by_key(|(turn, _)| *turn);
-        made.extend(done.into_iter().map(|(_, ready)| ready));
+        made.extend(done.into_iter().map(|(_, made)| made));
         result
     }
 }

@@ -108,7 +108,7 @@ impl Supervisor {
             origin: Origin::Kernel { cmdline, kernel },
             recall: None,
         };
-        let ready = self.make(&template, reserved, begun, false)?;
+        let (_, ready) = self.make(&template, reserved, begun, false)?;
         forked(vec![ready], 0, begun)
     }
 
@@ -319,7 +319,7 @@ impl Supervisor {
         reserved: Reserved<'_>,
         begun: Instant,
         paused: bool,
-    ) -> Result<Ready> {
+    ) -> Result<(Arc<Machine>, Ready)> {
         let begun_ns = super::clock::monotonic_ns()?;
         let waited = begun.elapsed();
         let machine = Arc::new(self.prepare(template, &reserved.name)?);
@@ -333,8 +333,8 @@ impl Supervisor {
             return Err(self.discard(&machine, error));
         }
         let name = reserved.name.clone();
-        reserved.fill(machine);
-        Ok(Ready { name, ready_us: (spent_ns + waited_ns) / 1000 })
+        reserved.fill(Arc::clone(&machine));
+        Ok((machine, Ready { name, ready_us: (spent_ns + waited_ns) / 1000 }))
     }
 
     pub(super) fn prepare(&self, template: &Template, name: &str) -> Result<Machine> {

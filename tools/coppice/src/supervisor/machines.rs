@@ -187,23 +187,29 @@ impl Supervisor {
         if lasts && !force {
             bail!("{name} is {}: stop it first, or use --force", machine.state().word());
         }
-        end_now(&machine, "it was removed");
+        self.remove_this(&machine)?;
+        Ok(Reply::Done)
+    }
+
+    /// Removes this very machine, whatever it does.
+    pub(super) fn remove_this(&self, machine: &Arc<Machine>) -> Result<()> {
+        end_now(machine, "it was removed");
         let _turn = lock(&machine.turn);
-        if !self.table.holds(&machine) {
+        if !self.table.holds(machine) {
             // Somebody else removed it; the name may be another machine's.
-            return Ok(Reply::Done);
+            return Ok(());
         }
-        self.release(&machine);
+        self.release(machine);
         match std::fs::remove_dir_all(&machine.folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error)
                     .with_context(|| format!("cannot remove {}", machine.folder.display()));
             }
-            _ => self.table.remove_machine(&machine),
+            _ => self.table.remove_machine(machine),
         }
-        self.leave(&machine.rest, &machine);
-        self.leave(&machine.came_from, &machine);
-        Ok(Reply::Done)
+        self.leave(&machine.rest, machine);
+        self.leave(&machine.came_from, machine);
+        Ok(())
     }
 
     /// Ends every machine; the supervisor is about to end.

@@ -1,21 +1,28 @@
 //! Doing the same with many things at a time.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use super::machine::lock;
 
 /// Does `work` for each item on so many threads, and passes what comes of it
 /// to `done`, on this thread, in the order in which it comes. After the first
-/// failure no other item is begun; that failure is returned.
+/// failure no other item is begun; that failure is returned. A panic is a failure:
+/// what was done is told all the same.
 pub(super) fn at_once<I: Send, O: Send>(
     items: impl Iterator<Item = I> + Send,
     threads: usize,
     work: impl Fn(I) -> Result<O> + Sync,
     mut done: impl FnMut(O),
 ) -> Result<()> {
+    let work = |item| {
+        // It has said what happened where it did.
+        catch_unwind(AssertUnwindSafe(|| work(item)))
+            .unwrap_or_else(|_| Err(anyhow!("a worker panicked: see the supervisor's log")))
+    };
     if threads <= 1 {
         return items.map(work).try_for_each(|output| output.map(&mut done));
     }
@@ -69,6 +76,19 @@ mod tests {
             let mut sum = 0;
             at_once(0..100, threads, |number| Ok(number * 2), |number| sum += number).unwrap();
             assert_eq!(sum, 9900, "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn a_panic_is_a_failure_and_what_was_done_is_told() {
+        for threads in [1, 4] {
+            let mut done = Vec::new();
+            let work = |number: u32| {
+                assert_ne!(number, 10, "wanted");
+                Ok(number)
+            };
+            at_once(0..1_000_000, threads, work, |number| done.push(number)).unwrap_err();
+            assert!((0..10).all(|number| done.contains(&number)), "{threads} threads");
         }
     }
 
