@@ -130,6 +130,7 @@ impl Pool {
         source: Arc<dyn PageSource>,
         budget: Budget,
     ) -> Result<Self, PoolError> {
+        refuse_huge_pages()?;
         Self::over(id, source, budget, PoolFile::new)
     }
 
@@ -140,6 +141,10 @@ impl Pool {
         budget: Budget,
         memory: OwnedFd,
     ) -> Result<Self, PoolError> {
+        // It has its pages already: better with some unasked than without any.
+        if let Err(error) = refuse_huge_pages() {
+            tracing::warn!(%error, pool = id.0, "taken over all the same");
+        }
         let pool = Self::over(id, source, budget, |len| PoolFile::adopt(memory, len))?;
         pool.recount()?;
         Ok(pool)
@@ -151,7 +156,6 @@ impl Pool {
         budget: Budget,
         file: impl FnOnce(u64) -> io::Result<PoolFile>,
     ) -> Result<Self, PoolError> {
-        refuse_huge_pages()?;
         let len = source.image_len();
         let failed = |source| PoolError::Memory { len, source };
         let pages = len.div_ceil(PAGE_SIZE).max(1);

@@ -215,38 +215,38 @@ impl Shared {
 
     /// Poisons a page in the machines that need it, and says so.
     fn lose(&self, pool: PoolId, waiters: &[Waiter], error: &str) {
-        for waiter in waiters {
-            let machine = waiter.machine.key;
-            self.outbox.event(PagerEvent::PageLost {
-                machine,
-                pool,
-                page: waiter.page,
-                error: error.to_owned(),
-            });
-            self.poison(&waiter.machine, waiter.address);
+        for Waiter { machine, address, page } in waiters {
+            let (key, page, error) = (machine.key, *page, error.to_owned());
+            let event = PagerEvent::PageLost { machine: key, pool, page, error };
+            self.say_and_poison(event, machine, *address);
         }
     }
 
     /// A fault where no pool is: nothing can be said to be right there.
-    fn lose_stray(&self, machine: &Machine, address: u64) {
+    fn lose_stray(&self, machine: &Arc<Machine>, address: u64) {
         if let Some(pool) = machine.any_pool() {
-            self.outbox.event(PagerEvent::PageLost {
+            let event = PagerEvent::PageLost {
                 machine: machine.key,
                 pool,
                 page: u64::MAX,
                 error: format!("address {address:#x} belongs to none of the machine's pools"),
-            });
+            };
+            self.say_and_poison(event, machine, address);
         }
-        self.poison(machine, address);
     }
 
-    /// Where the kernel cannot poison, the thread waits until the supervisor,
-    /// which has been told, ends the machine.
-    fn poison(&self, machine: &Machine, address: u64) {
-        if self.can_poison {
-            // It fails only if the machine is gone.
-            drop(machine.userfault.poison(address, PAGE_SIZE));
-        }
+    /// Poisons a page once the supervisor is sure to hear of it: nobody asks for
+    /// a poisoned page again, so no later page server would find it lost. Where
+    /// the kernel cannot poison, the thread waits until the supervisor ends the
+    /// machine.
+    fn say_and_poison(&self, event: PagerEvent, machine: &Arc<Machine>, address: u64) {
+        let (machine, can_poison) = (Arc::clone(machine), self.can_poison);
+        self.outbox.event_then(event, move || {
+            if can_poison {
+                // It fails only if the machine is gone.
+                drop(machine.userfault.poison(address, PAGE_SIZE));
+            }
+        });
     }
 }
 

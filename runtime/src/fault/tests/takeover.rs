@@ -1,8 +1,11 @@
 //! A page server in a process of its own, which is killed again and again while
 //! machines read, write, are captured and are forked.
 
+mod refusals;
+
 use std::collections::HashSet;
 use std::fs::File;
+use std::io::{Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -13,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::MemfdFlags;
 
-use super::super::{Page, Script, ScriptedLibrary, Settings, serve_pages};
+use super::super::source::{PageSource, SourceError};
+use super::super::{Library, Page, Script, ScriptedLibrary, Settings, serve_pages};
 use super::fork::{Fork, Host, Mappable, can_fault};
 use crate::host::{News, Pager, Patience, PeerError, Program};
 use crate::pieces::{Piece, with_layer};
@@ -25,13 +29,44 @@ const PAGES: u64 = 192;
 /// A page that nobody has.
 const LOST: u64 = 3;
 /// No page server is given up.
-const ENDLESS: Patience =
-    Patience { ends: usize::MAX, within: Duration::from_secs(10), of_use_after: Duration::ZERO };
+const ENDLESS: Patience = Patience {
+    ends: usize::MAX,
+    within: Duration::from_secs(10),
+    of_use_after: Duration::ZERO,
+    ends_of_a_request: usize::MAX,
+};
 
 fn script() -> Script {
     let lost = HashSet::from([LOST]);
     let delay = Duration::from_micros(200);
     Script { zero_every: 5, frame_pages: 8, lost, delay, ..Script::plain(PAGES * 4096) }
+}
+
+/// A pack that ends whoever hears of it.
+const DEADLY: u64 = 666;
+
+/// A library with pages of a script, and with weak points.
+struct Fragile(ScriptedLibrary);
+
+impl Library for Fragile {
+    fn open(&self, mut map: File) -> Result<Arc<dyn PageSource>, SourceError> {
+        let mut bytes = Vec::new();
+        map.rewind().and_then(|()| map.read_to_end(&mut bytes)).unwrap();
+        // One that was spoilt.
+        if !bytes.is_empty() {
+            return Err(SourceError::NotDelivered(0));
+        }
+        self.0.open(map)
+    }
+
+    fn add_pack(&self, pack: u64, file: File) {
+        assert_ne!(pack, DEADLY);
+        self.0.add_pack(pack, file);
+    }
+
+    fn forget_packs(&self, packs: &[u64]) {
+        self.0.forget_packs(packs);
+    }
 }
 
 /// Not a test by itself: the process that the others kill.
@@ -40,7 +75,8 @@ fn script() -> Script {
 fn page_server() {
     let stdin = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
     let channel = Channel::new(UnixStream::from(stdin));
-    serve_pages(&channel, Arc::new(ScriptedLibrary(script())), &Settings::default()).unwrap();
+    serve_pages(&channel, Arc::new(Fragile(ScriptedLibrary(script()))), &Settings::default())
+        .unwrap();
 }
 
 fn program() -> Program {
@@ -105,9 +141,13 @@ fn stamp(number: u64) -> Page {
 }
 
 fn open_pool(pager: &Pager, id: u64) -> Mappable {
+    open_pool_with_map(pager, id).0
+}
+
+fn open_pool_with_map(pager: &Pager, id: u64) -> (Mappable, File) {
     let map = rustix::fs::memfd_create("map", MemfdFlags::CLOEXEC).unwrap();
     let memory = pager.open_pool(PoolId(id), map.as_fd()).unwrap();
-    Mappable { id, memory: Arc::new(memory) }
+    (Mappable { id, memory: Arc::new(memory) }, map.into())
 }
 
 /// A machine, and which write each of its pages must show.

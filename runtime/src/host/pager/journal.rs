@@ -72,8 +72,10 @@ pub(super) struct Inventory {
     pub(super) machines: usize,
     /// Captures whose pages were not all copied.
     pub(super) captures: usize,
-    /// Machines that the new page server refused, with its reasons.
+    /// Machines that the new page server refused.
     pub(super) refused: usize,
+    /// Pools and layers that it refused.
+    pub(super) pools_lost: usize,
 }
 
 /// Asks the new page server.
@@ -145,6 +147,10 @@ impl Journal {
         self.machines.remove(&key);
     }
 
+    pub(super) fn has_pool(&self, id: PoolId) -> bool {
+        self.pools.iter().any(|(known, _)| *known == id)
+    }
+
     /// Which pool shows which pages of a machine's memory.
     pub(super) fn memory_pools(&self, key: MachineKey) -> Vec<(PageRun, PoolId)> {
         let regions = self.machines.get(&key).map(|machine| machine.regions.as_slice());
@@ -164,9 +170,10 @@ impl Journal {
     }
 
     /// Tells a new page server everything. `lost` hears of machines that it
-    /// refuses; nothing else may be refused.
+    /// refuses. A pool that it refuses is forgotten, and costs the machines that
+    /// use it, which it refuses then; nothing else may be refused.
     pub(super) fn replay(
-        &self,
+        &mut self,
         layers: &Layers,
         ask: &mut Ask<'_>,
         lost: &mut dyn FnMut(MachineKey, PoolId, String),
@@ -177,17 +184,18 @@ impl Journal {
         for (pack, file) in &self.packs {
             ask(&PagerRequest::AddPack { pack: *pack }, &[file.as_fd()])?;
         }
-        for (id, pool) in &self.pools {
-            pool.replay(*id, layers, ask)?;
-        }
-        let mut inventory = Inventory { pools: self.pools.len(), ..Inventory::default() };
+        let pools_lost = self.replay_pools(layers, ask)?;
+        let pools = self.pools.len();
+        let mut inventory = Inventory { pools, pools_lost, ..Inventory::default() };
         for (key, machine) in &self.machines {
             let unfinished = self.unfinished(*key, layers);
             inventory.captures += unfinished.len();
-            match machine.replay(*key, unfinished, ask) {
+            match machine.replay(*key, unfinished.clone(), ask) {
                 Ok(()) => inventory.machines += 1,
                 Err(PeerError::Refused { reason, .. }) => {
                     inventory.refused += 1;
+                    // Whoever stops it waits for them.
+                    unfinished.iter().for_each(|id| layers.done(*id, Some(reason.clone())));
                     let pool = machine.regions.first().map_or(PoolId(0), |(pool, _)| *pool);
                     lost(*key, pool, reason);
                 }
@@ -200,11 +208,29 @@ impl Journal {
         Ok(inventory)
     }
 
+    /// Returns how many were refused.
+    fn replay_pools(&mut self, layers: &Layers, ask: &mut Ask<'_>) -> Result<usize, PeerError> {
+        let mut refused = Vec::new();
+        for (id, pool) in &self.pools {
+            match pool.replay(*id, layers, ask) {
+                Ok(()) => {}
+                Err(PeerError::Refused { reason, .. }) => {
+                    tracing::warn!(pool = id.0, reason, "lost with a page server");
+                    layers.done(*id, Some(reason));
+                    refused.push(*id);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.pools.retain(|(id, _)| !refused.contains(id));
+        Ok(refused.len())
+    }
+
     /// The layers to which pages of a machine are still to be copied, or may be
     /// once they are frozen.
     fn unfinished(&self, key: MachineKey, layers: &Layers) -> Vec<PoolId> {
         self.layers()
-            .filter(|(id, layer)| layer.machine == key && layers.outcome(*id).is_none())
+            .filter(|(id, layer)| layer.machine == key && layer.outcome(*id, layers).is_none())
             .map(|(id, _)| id)
             .collect()
     }
@@ -227,6 +253,13 @@ impl Journal {
     }
 }
 
+impl Layer {
+    /// What became of it. Nothing yet if nobody has seen that it was frozen.
+    fn outcome(&self, id: PoolId, layers: &Layers) -> Option<Option<String>> {
+        layers.outcome(id).filter(|_| self.frozen)
+    }
+}
+
 impl Pool {
     fn replay(&self, id: PoolId, layers: &Layers, ask: &mut Ask<'_>) -> Result<(), PeerError> {
         let memory = self.memory.as_fd();
@@ -235,12 +268,15 @@ impl Pool {
                 ask(&PagerRequest::AdoptPool { pool: id }, &[map.as_fd(), memory])
             }
             Kind::Layer(layer) => {
+                if !layer.frozen {
+                    layers.begin_again(id);
+                }
                 let request = PagerRequest::AdoptLayer {
                     layer: id,
                     len: layer.len,
                     below: layer.below.clone(),
                     frozen: layer.frozen,
-                    lost: layers.outcome(id).flatten(),
+                    lost: layer.outcome(id, layers).flatten(),
                 };
                 ask(&request, &[memory, layer.record.as_fd()])?;
                 if layer.freed.is_empty() {
@@ -267,5 +303,47 @@ impl Machine {
         }
         let regions = self.regions.clone();
         ask(&PagerRequest::AdoptMachine { machine: key, regions, memory, layers }, &descriptors)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file() -> OwnedFd {
+        tempfile::tempfile().unwrap().into()
+    }
+
+    fn with_layer(id: PoolId, key: MachineKey, frozen: bool) -> Journal {
+        let mut journal = Journal::default();
+        journal.attach(key, Vec::new(), Arc::new(file()));
+        let (below, freed) = (Vec::new(), Vec::new());
+        let layer = Layer { machine: key, len: 4096, record: file(), below, frozen, freed };
+        journal.open_layer(id, layer, file(), (0..4096, [file(), file()]));
+        journal
+    }
+
+    /// The copier may end before it is seen that the layer is frozen.
+    #[test]
+    fn what_was_said_of_a_layer_counts_once_it_is_frozen() {
+        let (id, key) = (PoolId(1), MachineKey(7));
+        for frozen in [false, true] {
+            let (mut journal, layers) = (with_layer(id, key, frozen), Layers::default());
+            layers.opened(id);
+            layers.done(id, Some("lost".to_owned()));
+            let mut asked = Vec::new();
+            let mut ask = |request: &PagerRequest, _: &[BorrowedFd<'_>]| {
+                asked.push(request.clone());
+                Ok(())
+            };
+            let replayed = journal.replay(&layers, &mut ask, &mut |_, _, _| panic!("refused"));
+            assert_eq!(replayed.unwrap().captures, usize::from(!frozen));
+            assert_eq!(layers.outcome(id).is_some(), frozen);
+            let [adopted, machine, _] = &asked[..] else { panic!("{asked:?}") };
+            let known = frozen.then(|| "lost".to_owned());
+            assert!(matches!(adopted, PagerRequest::AdoptLayer { lost, .. } if *lost == known));
+            assert!(matches!(machine, PagerRequest::AdoptMachine { layers, .. }
+                if layers.is_empty() == frozen));
+        }
     }
 }

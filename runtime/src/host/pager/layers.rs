@@ -41,8 +41,18 @@ impl Layers {
     }
 
     pub(super) fn done(&self, layer: PoolId, error: Option<String>) {
-        self.lock().done.insert(layer, error);
-        self.changed.notify_all();
+        let mut table = self.lock();
+        // Nobody waits for one that is closed, and nobody would forget it.
+        if table.open.contains(&layer) {
+            table.done.insert(layer, error);
+            self.changed.notify_all();
+        }
+    }
+
+    /// What was said of a layer does not count: it was not frozen, as far as
+    /// anybody knows.
+    pub(super) fn begin_again(&self, layer: PoolId) {
+        self.lock().done.remove(&layer);
     }
 
     pub(super) fn closed(&self, layer: PoolId) {
@@ -82,5 +92,22 @@ impl Layers {
 
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_kept_of_a_layer_that_is_closed() {
+        let layers = Layers::default();
+        layers.opened(PoolId(1));
+        layers.done(PoolId(1), Some("why".to_owned()));
+        assert_eq!(layers.wait_for(PoolId(1)), Outcome::Lost("why".to_owned()));
+        layers.closed(PoolId(1));
+        layers.done(PoolId(1), None);
+        let table = layers.lock();
+        assert!(table.done.is_empty() && table.open.is_empty());
     }
 }

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! A thread waits for the end of each and starts the next. Whoever asks
-//! meanwhile waits for it, and whoever had asked and got no answer asks again.
+//! meanwhile waits for it, and whoever had asked and got no answer asks again, but
+//! not so often that one request ends them all.
 //!
 //! Invariants: two never run at the same time (the old one has been waited for
 //! before the new one is started); one lock is held over a request, its answer and
@@ -33,6 +34,13 @@ const NAME: &str = "the page server";
 /// Between two attempts to start a process that cannot be started.
 const START_AGAIN: Duration = Duration::from_millis(100);
 
+/// Before the next attempt after one could not take over; twice as long each
+/// time.
+const TAKE_OVER_AGAIN: Duration = Duration::from_millis(100);
+
+/// The pause is doubled so often at most.
+const DOUBLINGS_MAX: u32 = 6;
+
 type PagerPeer = Peer<PagerRequest, PagerMessage>;
 type Listener = Box<dyn FnMut(News<PagerEvent>) + Send>;
 
@@ -54,6 +62,9 @@ struct State {
     life: Option<Life>,
     journal: Journal,
     ends: Ends,
+    ends_of_a_request: usize,
+    /// How many in a row could not take over.
+    failed: u32,
     /// How the last one ended.
     end: Option<ExitStatus>,
     /// No other one will follow.
@@ -83,6 +94,8 @@ impl Lives {
             life: None,
             journal: Journal::default(),
             ends: Ends::new(patience),
+            ends_of_a_request: patience.ends_of_a_request,
+            failed: 0,
             end: None,
             over: false,
             number: 0,
@@ -123,8 +136,8 @@ impl Lives {
         self.lock().end
     }
 
-    /// Asks, as often as it takes until one answers, and notes the answer.
-    /// `note` says whether the answer fits the question.
+    /// Asks until one answers, and notes the answer. `note` says whether the
+    /// answer fits the question. A request that too many ended over is refused.
     pub(super) fn ask<T>(
         &self,
         request: &PagerRequest,
@@ -132,8 +145,9 @@ impl Lives {
         note: impl FnOnce(&mut Journal, PagerReply, Vec<OwnedFd>) -> Option<T>,
     ) -> Result<T, PeerError> {
         let mut state = self.lock();
+        let mut ended = 0;
         loop {
-            let Some(life) = &state.life else {
+            let Some(life) = state.life.as_ref().filter(|life| life.serving.is_some()) else {
                 if state.over {
                     return Err(PeerError::Gone { process: NAME.to_owned() });
                 }
@@ -142,7 +156,13 @@ impl Lives {
             };
             match life.peer.call(request, descriptors) {
                 // The keeper is told of its end, and starts the next one.
-                Err(PeerError::Gone { .. }) => state = self.next(state),
+                Err(PeerError::Gone { .. }) => {
+                    ended += 1;
+                    if ended >= state.ends_of_a_request {
+                        return Err(deadly(ended));
+                    }
+                    state = self.next(state);
+                }
                 Err(error) => return Err(error),
                 Ok((reply, received)) => {
                     return note(&mut state.journal, reply, received)
@@ -150,6 +170,11 @@ impl Lives {
                 }
             }
         }
+    }
+
+    /// Looks at what was told, or changes it.
+    pub(super) fn journal<T>(&self, look: impl FnOnce(&mut Journal) -> T) -> T {
+        look(&mut self.lock().journal)
     }
 
     /// Ends the present one, and lets no other follow.
@@ -178,7 +203,7 @@ impl Lives {
     /// The life of the keeper.
     fn follow(&self, ends: &Receiver<u64>) {
         for number in ends {
-            let mut state = self.lock();
+            let mut state = self.pause(self.lock());
             if state.over {
                 return;
             }
@@ -196,6 +221,14 @@ impl Lives {
             }
             self.changed.notify_all();
         }
+    }
+
+    /// Waits before the next attempt if those before could not take over.
+    fn pause<'a>(&'a self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let Some(doublings) = state.failed.checked_sub(1) else { return state };
+        let pause = TAKE_OVER_AGAIN * (1 << doublings.min(DOUBLINGS_MAX));
+        let waited = self.changed.wait_timeout_while(state, pause, |state| !state.over);
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Starts a new one and tells it everything. If that one ends too, the
@@ -216,6 +249,7 @@ impl Lives {
         }
         match self.hand_over(state) {
             Ok(inventory) => {
+                state.failed = 0;
                 self.takeovers.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(
                     pid = self.pid(),
@@ -223,12 +257,14 @@ impl Lives {
                     machines = inventory.machines,
                     captures = inventory.captures,
                     refused = inventory.refused,
+                    pools_lost = inventory.pools_lost,
                     us = begun.elapsed().as_micros(),
                     "{NAME} {how}; another one took over"
                 );
             }
             Err(error) => {
                 tracing::warn!(%error, "{NAME} {how}; the one that took over failed");
+                state.failed = state.failed.saturating_add(1);
                 // One that could not do it, but runs, is of no use.
                 if let Some(life) = &mut state.life {
                     drop(life.child.kill());
@@ -316,6 +352,11 @@ impl Drop for Life {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+fn deadly(ended: usize) -> PeerError {
+    let reason = format!("{ended} of its processes ended over this request");
+    PeerError::Refused { process: NAME.to_owned(), reason }
 }
 
 fn end(mut child: Child) {

@@ -133,14 +133,15 @@ impl Pager {
         let (address, len) = (memory.start, memory.end.saturating_sub(memory.start));
         let request = PagerRequest::OpenLayer { layer, machine, address, len };
         self.lives.layers.opened(layer);
-        self.lives.ask(&request, &descriptors, |journal, reply, received| {
+        let opened = self.lives.ask(&request, &descriptors, |journal, reply, received| {
             let PagerReply::Layer = reply else { return None };
             let [memfd, shared, record] = <[OwnedFd; 3]>::try_from(received).ok()?;
             let below = journal.memory_pools(machine);
             let noted = Layer { machine, len, record, below, frozen: false, freed: Vec::new() };
             journal.open_layer(layer, noted, shared, (memory.clone(), own));
             Some(memfd)
-        })
+        });
+        opened.inspect_err(|_| self.lives.layers.closed(layer))
     }
 
     /// Makes what the stopped machine has written belong to the layer; the
@@ -181,12 +182,22 @@ impl Pager {
         }
     }
 
+    /// Whether a pool or a layer is there: one that could not be taken over is
+    /// lost.
+    pub fn has_pool(&self, pool: PoolId) -> bool {
+        self.lives.journal(|journal| journal.has_pool(pool))
+    }
+
     /// Forgets a pool or a layer that no machine uses.
     pub fn close_pool(&self, pool: PoolId) -> Result<(), PeerError> {
-        self.lives.ask(&PagerRequest::ClosePool { pool }, &[], |journal, reply, _| {
+        let closed = self.lives.ask(&PagerRequest::ClosePool { pool }, &[], |journal, reply, _| {
             journal.close_pool(pool);
             done(&reply)
-        })?;
+        });
+        match closed {
+            Err(PeerError::Refused { .. }) if !self.has_pool(pool) => {}
+            closed => closed?,
+        }
         self.lives.layers.closed(pool);
         Ok(())
     }
@@ -233,12 +244,19 @@ impl Pager {
         })
     }
 
-    /// Stops serving a machine and returns its last counters.
+    /// Stops serving a machine and returns its last counters. If the page server
+    /// refuses, it did not serve it.
     pub fn detach(&self, machine: MachineKey) -> Result<MachineFaults, PeerError> {
-        self.lives.ask(&PagerRequest::Detach { machine }, &[], |journal, reply, _| {
-            let PagerReply::Machine(faults) = reply else { return None };
-            journal.detach(machine);
-            Some(faults)
+        let detached =
+            self.lives.ask(&PagerRequest::Detach { machine }, &[], |journal, reply, _| {
+                let PagerReply::Machine(faults) = reply else { return None };
+                journal.detach(machine);
+                Some(faults)
+            });
+        detached.inspect_err(|error| {
+            if matches!(error, PeerError::Refused { .. }) {
+                self.lives.journal(|journal| journal.detach(machine));
+            }
         })
     }
 

@@ -16,11 +16,19 @@ pub struct Patience {
     pub within: Duration,
     /// A process that was killed after it served for this long was of use.
     pub of_use_after: Duration,
+    /// A request that was not answered before so many ended is refused: it may
+    /// be what ends them.
+    pub ends_of_a_request: usize,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { ends: 5, within: Duration::from_secs(10), of_use_after: Duration::from_millis(100) }
+        Self {
+            ends: 5,
+            within: Duration::from_secs(10),
+            of_use_after: Duration::from_millis(100),
+            ends_of_a_request: 2,
+        }
     }
 }
 

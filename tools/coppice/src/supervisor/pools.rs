@@ -64,8 +64,13 @@ impl Pools {
     ) -> Result<Arc<Pool>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.belong_to(pager);
-        if let Some(pool) = open.pools.values().find(|pool| pool.image == Some(*image)) {
-            return Ok(Arc::clone(pool));
+        if let Some(pool) = open.pools.values().find(|pool| pool.image == Some(*image)).cloned() {
+            if pager.has_pool(pool.id) {
+                return Ok(pool);
+            }
+            // It could not be taken over from a page server that ended.
+            open.reads.remove(&pool.id);
+            open.pools.remove(&pool.id);
         }
         open.close_idle();
         let pool = Arc::new(open.make(image, store, pager)?);
