@@ -5,6 +5,12 @@
 //! cannot see, so that the C library falls back to `clone`; and opening files,
 //! which a library may try for its own reasons. The second is the allow list:
 //! any other call ends the process, which says which one it was.
+//!
+//! A third is installed when the machine is made. A page of a pool that is
+//! missing must never be read through a mapping that the page server does not
+//! serve: the kernel would make it a page of zeros, for all who share the pool.
+//! So from then on no file is mapped, no mapping moves, and no userfaultfd is
+//! spoken to. These calls fail, and an allocator does without.
 
 use std::collections::BTreeMap;
 
@@ -90,8 +96,8 @@ const IOCTL_TYPE: u64 = 0xff00;
 const PR_GET_AUXV: u64 = 0x4155_5856;
 /// `PAGEMAP_SCAN`: which of its own pages the process has written.
 const PAGEMAP_SCAN: u64 = 0xc060_6610;
-/// Non-blocking streams to the guest.
-const FIONBIO: u64 = 0x5421;
+/// Advice by which the kernel would make pages where a file has none.
+const MAKING_PAGES: [i32; 2] = [libc::MADV_HUGEPAGE, libc::MADV_COLLAPSE];
 
 /// Installs both filters, for this thread and those that it starts.
 pub(super) fn install() -> Result<(), JailError> {
@@ -105,6 +111,21 @@ pub(super) fn install() -> Result<(), JailError> {
         compile(allowed, SeccompAction::Trap, SeccompAction::Allow)?,
     ];
     filters.iter().try_for_each(|filter| seccompiler::apply_filter(filter)).map_err(named)
+}
+
+/// Installs the filter of a machine that is made, for all threads.
+pub(super) fn settle() -> Result<(), JailError> {
+    let anonymous = u64::try_from(libc::MAP_ANONYMOUS).unwrap_or(0);
+    let advice = MAKING_PAGES.map(|advice| equal(2, u64::try_from(advice).unwrap_or(0)));
+    let refused = BTreeMap::from([
+        (libc::SYS_mmap, vec![masked(3, anonymous, 0)?]),
+        (libc::SYS_mremap, Vec::new()),
+        (libc::SYS_ioctl, vec![masked(1, IOCTL_TYPE, USERFAULT)?]),
+        (libc::SYS_madvise, advice.into_iter().collect::<Result<_, _>>()?),
+    ]);
+    let refusal = SeccompAction::Errno(u32::try_from(libc::EPERM).unwrap_or(0));
+    let filter = compile(refused, SeccompAction::Allow, refusal)?;
+    seccompiler::apply_filter_all_threads(&filter).map_err(named)
 }
 
 fn compile(
@@ -128,20 +149,31 @@ fn allowed(own_process: u64) -> Result<BTreeMap<i64, Vec<SeccompRule>>, JailErro
     rules.insert(libc::SYS_tgkill, vec![equal(0, own_process)?]);
     // Names of threads, and where the vDSO with the clock lies.
     let name = u64::try_from(libc::PR_SET_NAME).unwrap_or(0);
-    rules.insert(libc::SYS_prctl, vec![equal(0, name)?, equal(0, PR_GET_AUXV)?]);
-    let ioctls = [
-        masked(1, IOCTL_TYPE, KVM)?,
-        masked(1, IOCTL_TYPE, USERFAULT)?,
-        equal(1, PAGEMAP_SCAN)?,
-        equal(1, FIONBIO)?,
-    ];
+    // The third filter can be added: it only takes away.
+    let no_new = u64::try_from(libc::PR_SET_NO_NEW_PRIVS).unwrap_or(0);
+    let prctls = vec![equal(0, name)?, equal(0, PR_GET_AUXV)?, equal(0, no_new)?];
+    rules.insert(libc::SYS_prctl, prctls);
+    let add = is(0, SeccompCmpOp::Eq, u64::from(libc::SECCOMP_SET_MODE_FILTER))?;
+    let to_all = is(1, SeccompCmpOp::Eq, libc::SECCOMP_FILTER_FLAG_TSYNC)?;
+    rules.insert(libc::SYS_seccomp, vec![all_of(vec![add, to_all])?]);
+    let ioctls =
+        [masked(1, IOCTL_TYPE, KVM)?, masked(1, IOCTL_TYPE, USERFAULT)?, equal(1, PAGEMAP_SCAN)?];
     rules.insert(libc::SYS_ioctl, ioctls.into());
-    let commands =
-        [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
+    let commands = [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC];
     let commands: Result<Vec<_>, _> =
         commands.into_iter().map(|command| equal(1, u64::try_from(command).unwrap_or(0))).collect();
-    rules.insert(libc::SYS_fcntl, commands?);
+    let mut commands = commands?;
+    commands.push(never_blocking()?);
+    rules.insert(libc::SYS_fcntl, commands);
     Ok(rules)
+}
+
+/// A descriptor may be made to never block, and not to block again: the page
+/// server reads the same userfaultfd, and must not sleep in it.
+fn never_blocking() -> Result<SeccompRule, JailError> {
+    let set = is(1, SeccompCmpOp::Eq, u64::try_from(libc::F_SETFL).unwrap_or(0))?;
+    let flag = u64::try_from(libc::O_NONBLOCK).unwrap_or(0);
+    all_of(vec![set, is(2, SeccompCmpOp::MaskedEq(flag), flag)?])
 }
 
 fn equal(argument: u8, value: u64) -> Result<SeccompRule, JailError> {
@@ -152,10 +184,17 @@ fn masked(argument: u8, mask: u64, value: u64) -> Result<SeccompRule, JailError>
     rule(argument, SeccompCmpOp::MaskedEq(mask), value)
 }
 
-/// The lower half of the argument decides: these are all 32 bits wide.
 fn rule(argument: u8, compare: SeccompCmpOp, value: u64) -> Result<SeccompRule, JailError> {
-    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, compare, value);
-    SeccompRule::new(vec![condition.map_err(named)?]).map_err(named)
+    all_of(vec![is(argument, compare, value)?])
+}
+
+fn all_of(conditions: Vec<SeccompCondition>) -> Result<SeccompRule, JailError> {
+    SeccompRule::new(conditions).map_err(named)
+}
+
+/// The lower half of the argument decides: these are all 32 bits wide.
+fn is(argument: u8, compare: SeccompCmpOp, value: u64) -> Result<SeccompCondition, JailError> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, compare, value).map_err(named)
 }
 
 fn named(error: impl std::fmt::Display) -> JailError {

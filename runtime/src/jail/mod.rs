@@ -9,7 +9,8 @@
 //! - **Nobody**: a user id that no other process has, no capabilities, no way
 //!   to get some (`privileges`).
 //! - **Few system calls**: an allow list, with the reason for each
-//!   (`filter`). No file can be opened, no process or socket made.
+//!   (`filter`). No file can be opened, no process or socket made; and once the
+//!   machine is made, no file mapped.
 //!
 //! The descriptors that it does hold are those of its machine: pools and
 //! packs never writable, its overlays, its log and console, its channel.
@@ -69,4 +70,13 @@ pub fn drop_privileges() -> Result<(), JailError> {
 pub fn enter() -> Result<(), JailError> {
     privileges::drop_all()?;
     filter::install()
+}
+
+/// Gives up what only the making of a machine needed. All threads are affected,
+/// whether they are jailed or not.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn settle() -> Result<(), JailError> {
+    filter::settle()
 }

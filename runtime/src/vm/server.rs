@@ -14,6 +14,7 @@ use super::build::build;
 use super::kit::Kit;
 use super::machine::{Machine, MachineError, OnEnd};
 use super::sources::Sources;
+use crate::jail;
 use crate::protocol::{VmmEvent, VmmMessage, VmmReply, VmmRequest};
 use crate::sys::channel::{Channel, ChannelError};
 use crate::sys::event::descriptor;
@@ -23,8 +24,8 @@ use crate::vcpu::End;
 /// machine that is over is reported and kept: others may still copy from its
 /// memory. Answers [`VmmRequest`] with [`VmmMessage`].
 ///
-/// This process is not jailed: machines that are to be are forked from
-/// [`super::zygote_main`].
+/// This process is not jailed, but for what [`jail::settle`] takes away: machines
+/// that are to be are forked from [`super::zygote_main`].
 pub fn vmm_main(channel: Channel) -> ExitCode {
     let kit = Sources::open().map_err(MachineError::Device).and_then(|all| Kit::new(&all));
     vmm_with(channel, kit)
@@ -148,6 +149,8 @@ impl Server<'_> {
                 let kit = kit.map_err(text)?;
                 let machine =
                     build((config, nets), start, descriptors, kit, &self.on_end).map_err(text)?;
+                // Its guest's first instruction is still to come.
+                jail::settle().map_err(text)?;
                 let regions = machine.handover().regions();
                 self.machine = Some(machine);
                 Ok(VmmReply::Built { regions })

@@ -126,7 +126,7 @@ fn trace(process: Pid) -> Result<(), std::io::Error> {
 }
 
 /// An attempt, and the call that the filter forbids in it.
-const FORBIDDEN_CALLS: [(&str, i64); 9] = [
+const FORBIDDEN_CALLS: [(&str, i64); 11] = [
     ("socket", libc::SYS_socket),
     ("exec", libc::SYS_execve),
     ("fork", libc::SYS_clone),
@@ -136,6 +136,8 @@ const FORBIDDEN_CALLS: [(&str, i64); 9] = [
     ("chmod", libc::SYS_fchmod),
     ("namespace", libc::SYS_unshare),
     ("ring", libc::SYS_io_uring_setup),
+    ("block", libc::SYS_fcntl),
+    ("block by ioctl", libc::SYS_ioctl),
 ];
 
 #[test]
@@ -172,6 +174,13 @@ fn held_by_filter(case: &str, pool: &File) {
         "chmod" => drop(raw(libc::SYS_fchmod, i64::from(pool.as_raw_fd()), 0o777, 0)),
         "namespace" => drop(raw(libc::SYS_unshare, i64::from(libc::CLONE_NEWUSER), 0, 0)),
         "ring" => drop(raw(libc::SYS_io_uring_setup, 1, 0, 0)),
+        "block" => {
+            let flags = rustix::fs::fcntl_getfl(pool).unwrap();
+            rustix::fs::fcntl_setfl(pool, flags | OFlags::NONBLOCK).unwrap();
+            rustix::fs::fcntl_setfl(pool, flags).unwrap();
+        }
+        "block by ioctl" => drop(rustix::io::ioctl_fionbio(pool, false)),
+        "hole" | "hole when settled" => return invent_zeros(pool, case == "hole when settled"),
         "code" => {
             let executable = i64::from(libc::PROT_READ | libc::PROT_EXEC);
             // SAFETY: a new mapping at an address that the kernel chooses.
@@ -185,6 +194,74 @@ fn held_by_filter(case: &str, pool: &File) {
         other => panic!("no such case: {other}"),
     }
     panic!("{case} was not forbidden");
+}
+
+/// Why a machine that is made maps no file any more, and that it does not.
+#[test]
+fn a_settled_process_cannot_put_zeros_into_a_pool() {
+    for (case, invented) in [("hole", true), ("hole when settled", false)] {
+        let file = memfd(&[]);
+        file.set_len(16 << 12).unwrap();
+        let output = play(case, &file);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{case}: {said}");
+        assert_eq!(std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap()) > 0, invented);
+    }
+}
+
+/// A thread that is there already tries every way to a mapping that the page
+/// server does not serve.
+fn invent_zeros(pool: &File, settled: bool) {
+    let descriptor = pool.as_raw_fd();
+    let map = move || {
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let at = unsafe {
+            libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, libc::MAP_SHARED, descriptor, 0)
+        };
+        if at == libc::MAP_FAILED { None } else { Some(at.cast::<u8>().expose_provenance()) }
+    };
+    let served = map().unwrap();
+    let (go, gone) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        gone.recv().unwrap();
+        if let Some(at) = map() {
+            let byte = std::ptr::with_exposed_provenance::<u8>(at);
+            // SAFETY: the file is as long as the mapping, which stays.
+            assert_eq!(unsafe { byte.read_volatile() }, 0);
+        }
+        map().is_some()
+    });
+    if settled {
+        jail::settle().unwrap();
+    }
+    go.send(()).unwrap();
+    assert_eq!(thread.join().unwrap(), !settled);
+    if settled {
+        nothing_else_leads_there(pool, served);
+    }
+}
+
+fn nothing_else_leads_there(pool: &File, served: usize) {
+    let at = std::ptr::with_exposed_provenance_mut::<libc::c_void>(served);
+    let refused = || std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
+    // SAFETY: the mapping may move: nobody uses it.
+    let moved = unsafe { libc::mremap(at, 4096, 8192, libc::MREMAP_MAYMOVE) };
+    assert!(moved == libc::MAP_FAILED && refused());
+    for advice in [libc::MADV_HUGEPAGE, libc::MADV_COLLAPSE] {
+        // SAFETY: the advice changes no bytes.
+        assert!(unsafe { libc::madvise(at, 4096, advice) } == -1 && refused());
+    }
+    // UFFDIO_UNREGISTER and UFFDIO_REGISTER.
+    for request in [0x8010_aa01, 0xc020_aa00] {
+        let mut range = [0_u64; 4];
+        // SAFETY: the argument is at least as long as that of either ioctl.
+        let result = unsafe { libc::ioctl(pool.as_raw_fd(), request, range.as_mut_ptr()) };
+        assert!(result == -1 && refused());
+    }
+    // What a machine goes on doing.
+    let mut large = vec![1_u8; 1 << 20];
+    large.resize(64 << 20, 2);
+    assert_eq!(std::thread::spawn(move || large[1 << 20]).join().unwrap(), 2);
 }
 
 /// Not a test by itself: the zygote that the next test talks to.
