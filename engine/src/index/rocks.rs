@@ -215,7 +215,7 @@ impl Unflushed {
 
     /// Forgets the packs that were added when there had been so many.
     fn forget(&mut self, end: usize) {
-        let count = end.saturating_sub(self.forgotten);
+        let count = end.saturating_sub(self.forgotten).min(self.packs.len());
         let gone = self.packs.drain(..count);
         self.entries -= gone.map(|pack| pack.directory.keys.len()).sum::<usize>();
         self.forgotten += count;
@@ -287,9 +287,9 @@ fn family<'d>(db: &'d DB, name: &'static str) -> &'d ColumnFamily {
     db.cf_handle(name).expect("all families are opened together")
 }
 
-/// Writes a batch. Its keys are in ascending order in each family, so that each
-/// is put beside the one before: out of order, that would walk far through what
-/// is not flushed yet for each of them.
+/// Writes a batch, each key beside the one before of its family. So many keys
+/// come in ascending order: out of order, each would walk far through what is
+/// not flushed yet.
 fn unlogged(db: &DB, batch: WriteBatch) -> Result<(), StoreError> {
     let mut options = WriteOptions::default();
     options.disable_wal(true);
@@ -402,10 +402,7 @@ impl Index for RocksIndex {
         self.writing(|db| {
             let all = [PACKS, ENTRIES, DISTRUSTED, LEDGER, HINTS];
             all.iter().try_for_each(|family| clear(db, family))?;
-            let mut unflushed = lock(&self.unflushed);
-            let all = unflushed.end();
-            unflushed.forget(all);
-            drop(unflushed);
+            lock(&self.unflushed).forget(usize::MAX);
             tell_copies(db)?;
             flush(db)
         })
@@ -569,7 +566,7 @@ mod tests {
         unflushed.forget(one);
         unflushed.forget(other);
         assert_eq!((unflushed.packs.len(), unflushed.entries), (1, 1));
-        unflushed.forget(unflushed.end());
+        unflushed.forget(usize::MAX);
         assert_eq!((unflushed.packs.len(), unflushed.entries), (0, 0));
     }
 

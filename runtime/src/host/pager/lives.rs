@@ -29,7 +29,7 @@ use super::patience::{Ends, Patience, manner};
 use crate::protocol::{MachineKey, PagerEvent, PagerMessage, PagerReply, PagerRequest, PoolId};
 
 /// What the processes are called in errors.
-const NAME: &str = "the page server";
+pub(super) const NAME: &str = "the page server";
 
 /// Between two attempts to start a process that cannot be started.
 const START_AGAIN: Duration = Duration::from_millis(100);
@@ -296,12 +296,12 @@ impl Lives {
     }
 
     fn start(&self, state: &mut State) -> Result<(), PeerError> {
-        let (child, channel) = self.program.start(NAME, &self.log)?;
+        let (mut child, channel) = self.program.start(NAME, &self.log)?;
         let number = state.number + 1;
         let peer = match Peer::new(NAME.to_owned(), channel, self.hear(number)) {
             Ok(peer) => peer,
             Err(error) => {
-                end(child);
+                end(&mut child);
                 return Err(error);
             }
         };
@@ -339,18 +339,14 @@ impl Life {
     /// Waits for its end: how it was, and how long it had served.
     fn bury(mut self) -> (Option<ExitStatus>, Option<Duration>) {
         let served = self.serving.map(|since| since.elapsed());
-        // One that only closed its channel is of no use either. It fails if
-        // the process has been waited for, which is the goal.
-        drop(self.child.kill());
-        (self.child.wait().ok(), served)
+        // One that only closed its channel is of no use either.
+        (end(&mut self.child), served)
     }
 }
 
 impl Drop for Life {
     fn drop(&mut self) {
-        // Fails only if it has been waited for already, which is the goal.
-        drop(self.child.kill());
-        drop(self.child.wait());
+        end(&mut self.child);
     }
 }
 
@@ -359,9 +355,11 @@ fn deadly(ended: usize) -> PeerError {
     PeerError::Refused { process: NAME.to_owned(), reason }
 }
 
-fn end(mut child: Child) {
+/// Kills a process and waits until it is gone.
+fn end(child: &mut Child) -> Option<ExitStatus> {
+    // It fails only if it has been waited for already, which is the goal.
     drop(child.kill());
-    drop(child.wait());
+    child.wait().ok()
 }
 
 impl std::fmt::Debug for Lives {

@@ -24,7 +24,7 @@ use crate::protocol::{
 
 use journal::Layer;
 use layers::Outcome;
-use lives::Lives;
+use lives::{Lives, NAME};
 pub use patience::Patience;
 
 /// Packs named in one request.
@@ -174,7 +174,7 @@ impl Pager {
 
     /// Waits until a frozen layer needs its machine no more.
     pub fn wait_for_layer(&self, layer: PoolId) -> Result<(), PeerError> {
-        let process = "the page server".to_owned();
+        let process = NAME.to_owned();
         match self.lives.layers.wait_for(layer) {
             Outcome::Whole => Ok(()),
             Outcome::Lost(reason) => Err(PeerError::Refused { process, reason }),
@@ -271,7 +271,7 @@ impl Pager {
     /// A descriptor to keep for the next one.
     fn own(&self, file: BorrowedFd<'_>) -> Result<OwnedFd, PeerError> {
         file.try_clone_to_owned().map_err(|source| PeerError::Channel {
-            process: "the page server".to_owned(),
+            process: NAME.to_owned(),
             source: source.into(),
         })
     }

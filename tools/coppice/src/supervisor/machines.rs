@@ -207,8 +207,8 @@ impl Supervisor {
             }
             _ => self.table.remove_machine(machine),
         }
-        self.leave(&machine.rest, machine);
-        self.leave(&machine.came_from, machine);
+        let left = [lock(&machine.rest).take(), lock(&machine.came_from).take()];
+        left.into_iter().for_each(|id| self.leave(id, machine));
         Ok(())
     }
 

@@ -120,8 +120,9 @@ pub(crate) fn serve(
     let listener = listen(&paths)?;
     let (news, ended) = unbounded();
     let (lost, lost_keys) = unbounded();
-    let supervisor = Supervisor::new(paths, store, news, lost, ending_on_signals()?)?;
-    let supervisor = Arc::new(Supervisor { budget: Budget::new(pool_memory_mib), ..supervisor });
+    let budget = Budget::new(pool_memory_mib);
+    let supervisor = Supervisor::new(paths, store, budget, (news, lost), ending_on_signals()?)?;
+    let supervisor = Arc::new(supervisor);
     supervisor.find_ended()?;
     supervisor.leave_orphans();
     supervisor.watch(ended, lost_keys)?;
@@ -205,8 +206,8 @@ impl Supervisor {
     fn new(
         paths: Paths,
         store: Store,
-        news: Sender<Arc<Machine>>,
-        lost: Sender<MachineKey>,
+        budget: Budget,
+        (news, lost): (Sender<Arc<Machine>>, Sender<MachineKey>),
         ending: Arc<AtomicBool>,
     ) -> Result<Self> {
         Ok(Self {
@@ -215,7 +216,7 @@ impl Supervisor {
                 paths.zygote_log(),
                 WARM_PROCESSES,
             )?,
-            budget: Budget::new(None),
+            budget,
             working_sets: WorkingSets::new(paths.working_sets()),
             pager_program: same_program("internal-pager"),
             paths,
@@ -355,16 +356,17 @@ impl Supervisor {
         }
         self.record_end(machine);
     }
-}
 
-impl Supervisor {
     /// Keeps what is known of a machine that ended.
     fn record_end(&self, machine: &Machine) {
         if !machine.folder.exists() {
             return;
         }
         match machine_file::write(machine) {
-            Ok(()) if lock(&machine.rest).is_some() => self.leave(&machine.came_from, machine),
+            Ok(()) if lock(&machine.rest).is_some() => {
+                let before = lock(&machine.came_from).take();
+                self.leave(before, machine);
+            }
             Ok(()) => {}
             Err(error) => {
                 tracing::warn!(machine = machine.name, %error, "cannot record its end");

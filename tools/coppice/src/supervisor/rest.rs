@@ -11,8 +11,8 @@
 //! ethernet addresses stay.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
 use coppice_engine::{CommitOptions, Entry, Role, SnapshotId, SnapshotRecord};
@@ -79,10 +79,11 @@ impl Supervisor {
             other => Err(anyhow::anyhow!("{} is {} now", machine.name, other.word())),
         };
         if recorded.is_ok() {
-            self.leave(&Mutex::new(before), machine);
+            self.leave(before, machine);
         } else {
             *lock(&machine.came_from) = before;
-            self.leave(&machine.rest, machine);
+            let refused = lock(&machine.rest).take();
+            self.leave(refused, machine);
             // The file may say already that it is suspended.
             if let Err(error) = super::machine_file::write(machine) {
                 tracing::error!(machine = machine.name, %error, "cannot record that it goes on");
@@ -165,8 +166,8 @@ impl Supervisor {
 
     /// Takes a snapshot of a machine that does not need it out of the catalog,
     /// unless it has a name or another machine needs it.
-    pub(super) fn leave(&self, which: &Mutex<Option<SnapshotId>>, machine: &Machine) {
-        let Some(id) = lock(which).take() else { return };
+    pub(super) fn leave(&self, id: Option<SnapshotId>, machine: &Machine) {
+        let Some(id) = id else { return };
         let _alone = lock(&self.removing);
         if self.needed().contains(&id) {
             return;

@@ -9,6 +9,7 @@ use coppice_engine::{Settings, Store};
 use crossbeam_channel::unbounded;
 
 use super::Supervisor;
+use super::budget::Budget;
 use super::paths::Paths;
 use super::server::{self, Answer};
 use crate::rpc::{Progress, Request};
@@ -27,7 +28,8 @@ impl View {
         // Nobody listens, because there are no machines to tell of.
         let (news, _) = unbounded();
         let (lost, _) = unbounded();
-        let supervisor = Supervisor::new(paths, store, news, lost, Arc::default())?;
+        let supervisor =
+            Supervisor::new(paths, store, Budget::new(None), (news, lost), Arc::default())?;
         Ok(Self(Arc::new(supervisor)))
     }
 

@@ -5,7 +5,8 @@
 //! no page is believed to be anything because of it.
 
 use std::collections::HashSet;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
 use coppice_engine::SnapshotId;
@@ -18,6 +19,8 @@ const VERSION: u32 = 1;
 const CONTEXT: &str = "coppice 2026-11 working set checksum v1";
 const HEADER: usize = 8 + 4 + 4 + 32;
 const CHECKSUM: usize = 16;
+/// Of the longest file.
+const LEN_MAX: u64 = (HEADER + TOUCHES_MAX * 8 + CHECKSUM) as u64;
 
 /// The place of an image in its snapshot: 0 is the memory, 1 the first disk.
 pub(crate) type ImageNumber = u16;
@@ -92,8 +95,11 @@ impl WorkingSet {
 
     /// The one in a folder; empty if there is none.
     pub(crate) fn load(folder: &Path, snapshot: &SnapshotId) -> Self {
-        let bytes = std::fs::read(folder.join(snapshot.to_string())).unwrap_or_default();
-        Self::from_bytes(&bytes, snapshot).unwrap_or_default()
+        let mut bytes = Vec::new();
+        // One byte more than the longest is no file of ours either.
+        let read = File::open(folder.join(snapshot.to_string()))
+            .and_then(|file| file.take(LEN_MAX + 1).read_to_end(&mut bytes));
+        read.ok().and_then(|_| Self::from_bytes(&bytes, snapshot)).unwrap_or_default()
     }
 
     /// Writes or replaces the one in a folder. Nothing is flushed: what a
