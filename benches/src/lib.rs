@@ -30,5 +30,6 @@ pub mod pools;
 pub mod primitives;
 pub mod product;
 pub mod restores;
+pub mod role;
 pub mod runner;
 pub mod splitter_study;

@@ -1,15 +1,15 @@
 //! Measures what many forks cost the host, and prints one JSON document.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use coppice_benches::crowd::{self, Work};
 use coppice_benches::guest;
 use coppice_benches::kernel::{MEMORY_MIB, Orders};
 use coppice_benches::pools::memory_file;
 use coppice_benches::product::Product;
+use coppice_benches::role::{Role, print};
 
 /// Measures memory, fork time and fault time of many forks of a template of
 /// 256 MiB, each of which reads and writes pages, beside as many bare machines
@@ -36,21 +36,13 @@ struct Arguments {
     role: Option<Role>,
 }
 
-/// What the other processes of the bench are started as.
-#[derive(Debug, Subcommand)]
-enum Role {
-    /// The process of a bare machine.
-    #[command(hide = true)]
-    Fork,
-}
-
 const TEMPLATE: &str = "template";
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match arguments.role {
         None => measure(arguments),
-        Some(Role::Fork) => coppice_benches::child::run(),
+        Some(role) => role.play(),
     }
 }
 
@@ -63,8 +55,5 @@ fn measure(arguments: Arguments) -> Result<()> {
     product.make_template(TEMPLATE, orders)?;
     let image = memory_file(&guest::image(usize::try_from(MEMORY_MIB << 20)?))?;
     let crowd = crowd::measure(&product, TEMPLATE, &image, (machines, work))?;
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &crowd)?;
-    writeln!(out)?;
-    Ok(())
+    print(&crowd)
 }

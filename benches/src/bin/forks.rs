@@ -1,14 +1,13 @@
 //! Measures forks of a template through the product and prints one JSON document.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use coppice_benches::bulk::{self, Bulk};
-use coppice_benches::cold;
 use coppice_benches::kernel::Orders;
 use coppice_benches::product::Product;
+use coppice_benches::role::{Role, print};
 use serde::Serialize;
 
 /// Measures how long forks of a template take until their vCPU runs: single
@@ -29,14 +28,6 @@ struct Arguments {
     role: Option<Role>,
 }
 
-/// What the other processes of the bench are started as.
-#[derive(Debug, Subcommand)]
-enum Role {
-    /// The process of a machine that is started cold.
-    #[command(hide = true)]
-    Machine,
-}
-
 /// What is printed.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -51,7 +42,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match arguments.role {
         None => measure(arguments),
-        Some(Role::Machine) => cold::run(),
+        Some(role) => role.play(),
     }
 }
 
@@ -61,8 +52,5 @@ fn measure(arguments: Arguments) -> Result<()> {
     product.make_template(TEMPLATE, Orders::Idle)?;
     let bulk = bulk::measure(&product, TEMPLATE, arguments.machines, arguments.rounds)?;
     let report = Report { memory_mib: coppice_benches::kernel::MEMORY_MIB, bulk };
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &report)?;
-    writeln!(out)?;
-    Ok(())
+    print(&report)
 }

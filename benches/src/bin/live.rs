@@ -1,11 +1,9 @@
 //! Measures live captures and prints one JSON document.
 
-use std::io::Write;
-
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use coppice_benches::live::{self, Live};
-use coppice_benches::pools::{self, Origin};
+use coppice_benches::role::{Role, print};
 use serde::Serialize;
 
 /// Measures how long a machine that writes all the time stands still when it
@@ -25,17 +23,6 @@ struct Arguments {
     role: Option<Role>,
 }
 
-/// What the other processes of the bench are started as.
-#[derive(Debug, Subcommand)]
-enum Role {
-    /// The process of one fork.
-    #[command(hide = true)]
-    Fork,
-    /// A page server over the file of an image.
-    #[command(hide = true)]
-    PagerFile,
-}
-
 /// What is printed.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -46,8 +33,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match arguments.role {
         None => measure(&arguments),
-        Some(Role::Fork) => coppice_benches::child::run(),
-        Some(Role::PagerFile) => pools::serve(Origin::File),
+        Some(role) => role.play(),
     }
 }
 
@@ -57,8 +43,5 @@ fn measure(arguments: &Arguments) -> Result<()> {
         eprintln!("measuring: {mib} MiB");
         captures.extend(live::measure(*mib, &arguments.dirty, arguments.rounds)?);
     }
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &Report { captures })?;
-    writeln!(out)?;
-    Ok(())
+    print(&Report { captures })
 }

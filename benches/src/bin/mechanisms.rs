@@ -1,15 +1,14 @@
 //! Measures the mechanisms of forking and prints one JSON document.
 
-use std::io::Write;
-
 use anyhow::{Context, Result, ensure};
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use coppice_benches::density::{self, Density};
 use coppice_benches::dirty::{self, DirtyScan};
 use coppice_benches::faults::{self, Faults};
 use coppice_benches::forks::{self, Forks};
 use coppice_benches::guest::{self, DATA_PAGE};
-use coppice_benches::pools::{self, Origin, Pool, memory_file};
+use coppice_benches::pools::{Pool, memory_file};
+use coppice_benches::role::{Role, print};
 use serde::Serialize;
 
 /// Measures fork, fault, dirty scan and memory per fork, each beside the bare
@@ -28,20 +27,6 @@ struct Arguments {
     rounds: u32,
     #[command(subcommand)]
     role: Option<Role>,
-}
-
-/// What the other processes of the bench are started as.
-#[derive(Debug, Subcommand)]
-enum Role {
-    /// The process of one fork.
-    #[command(hide = true)]
-    Fork,
-    /// A page server over a store.
-    #[command(hide = true)]
-    PagerStore,
-    /// A page server over its own memory.
-    #[command(hide = true)]
-    PagerMemory,
 }
 
 /// What is printed.
@@ -69,9 +54,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match arguments.role {
         None => measure(&arguments),
-        Some(Role::Fork) => coppice_benches::child::run(),
-        Some(Role::PagerStore) => pools::serve(Origin::Store),
-        Some(Role::PagerMemory) => pools::serve(Origin::Memory),
+        Some(role) => role.play(),
     }
 }
 
@@ -99,10 +82,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
     let memory_per_fork = density::measure(&image, &store, arguments.forks, mask)?;
     let report =
         Report { host: host_facts(), memory_mib: mib, fork, fault, dirty_scan, memory_per_fork };
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &report)?;
-    writeln!(out)?;
-    Ok(())
+    print(&report)
 }
 
 fn say(what: &str) {

@@ -1,14 +1,14 @@
 //! Measures restores with and without their working set, and prints one JSON
 //! document.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use coppice_benches::guest::{self, DATA_PAGE};
-use coppice_benches::pools::{self, Origin, Stored, memory_file};
+use coppice_benches::pools::{Stored, memory_file};
 use coppice_benches::restores::{self, Linux, Resident, Restores};
+use coppice_benches::role::{Role, print};
 use serde::Serialize;
 
 /// Measures cold restores with and without prefetching, of a guest that runs
@@ -40,20 +40,6 @@ struct Arguments {
     role: Option<Role>,
 }
 
-/// What the other processes of the bench are started as.
-#[derive(Debug, Subcommand)]
-enum Role {
-    /// The process of one fork.
-    #[command(hide = true)]
-    Fork,
-    /// A page server over a store.
-    #[command(hide = true)]
-    PagerStore,
-    /// A page server over its own memory.
-    #[command(hide = true)]
-    PagerMemory,
-}
-
 /// What is printed.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -68,9 +54,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match arguments.role {
         None => measure(arguments),
-        Some(Role::Fork) => coppice_benches::child::run(),
-        Some(Role::PagerStore) => pools::serve(Origin::Store),
-        Some(Role::PagerMemory) => pools::serve(Origin::Memory),
+        Some(role) => role.play(),
     }
 }
 
@@ -90,8 +74,5 @@ fn measure(arguments: Arguments) -> Result<()> {
         _ => None,
     };
     let report = Report { memory_mib: mib, pages, ring_3, resident, linux };
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &report)?;
-    writeln!(out)?;
-    Ok(())
+    print(&report)
 }
