@@ -9,6 +9,7 @@ pub mod fuzzing;
 pub mod host;
 pub mod jail;
 mod memory;
+mod pages;
 pub mod pieces;
 pub mod protocol;
 pub mod sys;

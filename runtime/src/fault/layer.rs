@@ -20,10 +20,10 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::machine::Machine;
-use super::pages::PageSet;
 use super::pool::Pool;
 use super::record::LayerRecord;
 use super::source::{Extent, Fetched, FrameKey, Page, PageSource, SourceError};
+use crate::pages::PageSet;
 use crate::protocol::{PAGE_SIZE, PageRun};
 
 /// The pages that the machine had written.

@@ -25,7 +25,6 @@ mod keeper;
 mod layer;
 mod machine;
 mod outbox;
-mod pages;
 mod pool;
 mod prefetch;
 mod queue;

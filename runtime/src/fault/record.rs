@@ -21,7 +21,7 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::pages::PageSet;
+use crate::pages::PageSet;
 
 const WORD: usize = 8;
 

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::ram::Ram;
+use crate::pages::PageSet;
 use crate::protocol::{PAGE_SIZE, PageRun};
 use crate::sys::pagemap::Pagemap;
 
@@ -24,15 +25,14 @@ use crate::sys::pagemap::Pagemap;
 pub(crate) struct Freed {
     ram: Arc<Ram>,
     pagemap: Pagemap,
-    /// A bit for each page.
-    pages: Mutex<Box<[u64]>>,
+    pages: Mutex<PageSet>,
 }
 
 impl Freed {
     /// Nothing yet. `pagemap` is this process's.
     pub(crate) fn new(ram: Arc<Ram>, pagemap: Pagemap) -> Self {
-        let words = usize::try_from(ram.layout().len() / PAGE_SIZE).unwrap_or(0).div_ceil(64);
-        Self { ram, pagemap, pages: Mutex::new(vec![0; words].into_boxed_slice()) }
+        let pages = PageSet::empty(ram.layout().len() / PAGE_SIZE);
+        Self { ram, pagemap, pages: Mutex::new(pages) }
     }
 
     /// Gives the pages that lie in `start..start + len` back to the host; false
@@ -62,7 +62,7 @@ impl Freed {
             self.write_same(guest + page * PAGE_SIZE);
         }
         // Noted first: from then on nobody stores what is there.
-        self.note(offset / PAGE_SIZE, len / PAGE_SIZE);
+        self.pages().add(offset / PAGE_SIZE..(offset + len) / PAGE_SIZE);
         self.ram.mapping().discard(offset, len);
     }
 
@@ -76,32 +76,13 @@ impl Freed {
         }
     }
 
-    fn note(&self, first: u64, count: u64) {
-        let mut pages = self.pages();
-        for page in first..first + count {
-            if let Some(word) = usize::try_from(page / 64).ok().and_then(|at| pages.get_mut(at)) {
-                *word |= 1 << (page % 64);
-            }
-        }
-    }
-
     /// All that was ever freed, as ascending runs that do not touch.
     pub(crate) fn runs(&self) -> Vec<PageRun> {
-        let pages = self.pages();
-        let mut runs: Vec<PageRun> = Vec::new();
-        for (word, bits) in (0u64..).zip(pages.iter()).filter(|(_, bits)| **bits != 0) {
-            for page in (0..64).filter(|bit| bits & (1 << bit) != 0).map(|bit| word * 64 + bit) {
-                match runs.last_mut() {
-                    Some(last) if last.first + last.count == page => last.count += 1,
-                    _ => runs.push(PageRun { first: page, count: 1 }),
-                }
-            }
-        }
-        runs
+        self.pages().runs()
     }
 
-    fn pages(&self) -> MutexGuard<'_, Box<[u64]>> {
-        // Bits are only ever added.
+    fn pages(&self) -> MutexGuard<'_, PageSet> {
+        // Pages are only ever added.
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -35,7 +35,7 @@ const PACKAGES: [Package; 2] = [
     Package {
         source: "runtime/src",
         layers: &[
-            &[&["sys", "protocol", "pieces"]],
+            &[&["sys", "protocol", "pieces", "pages"]],
             &[&["memory"], &["jail"]],
             &[&["vcpu"], &["devices"], &["fault"]],
             &[&["vm"]],

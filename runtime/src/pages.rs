@@ -1,38 +1,53 @@
-//! A set of pages of an image.
+//! Sets and runs of pages.
+
+use std::ops::Range;
 
 use crate::protocol::PageRun;
 
 /// One bit for each page.
 #[derive(Debug)]
-pub(super) struct PageSet(Box<[u64]>);
+pub(crate) struct PageSet(Box<[u64]>);
 
 impl PageSet {
     /// The pages of these runs that lie in an image of `pages` pages. Runs may be
     /// any: a machine's process may have named them.
-    pub(super) fn of(runs: &[PageRun], pages: u64) -> Self {
-        let words = usize::try_from(pages.div_ceil(64)).unwrap_or(usize::MAX);
-        let mut set = vec![0; words].into_boxed_slice();
+    pub(crate) fn of(runs: &[PageRun], pages: u64) -> Self {
+        let mut set = Self::empty(pages);
         for run in runs {
-            for page in run.first..run.first.saturating_add(run.count).min(pages) {
-                let (word, bit) = place(page);
-                set[word] |= bit;
-            }
+            set.add(run.first..run.first.saturating_add(run.count).min(pages));
         }
-        Self(set)
+        set
+    }
+
+    /// No page yet, of an image of `pages` pages.
+    pub(crate) fn empty(pages: u64) -> Self {
+        let words = usize::try_from(pages.div_ceil(64)).unwrap_or(usize::MAX);
+        Self(vec![0; words].into_boxed_slice())
+    }
+
+    /// Adds pages, a word at a time. Those beyond the image are left out.
+    pub(crate) fn add(&mut self, pages: Range<u64>) {
+        let mut page = pages.start;
+        while page < pages.end {
+            let Some(word) = self.0.get_mut(place(page).0) else { return };
+            let count = (64 - page % 64).min(pages.end - page);
+            *word |= (u64::MAX >> (64 - count)) << (page % 64);
+            page += count;
+        }
     }
 
     /// One that was written down.
-    pub(super) fn of_words(words: Vec<u64>) -> Self {
+    pub(crate) fn of_words(words: Vec<u64>) -> Self {
         Self(words.into_boxed_slice())
     }
 
     /// Its bits, a page each, the lowest first.
-    pub(super) fn words(&self) -> &[u64] {
+    pub(crate) fn words(&self) -> &[u64] {
         &self.0
     }
 
     /// Its pages, as ascending runs that do not touch.
-    pub(super) fn runs(&self) -> Vec<PageRun> {
+    pub(crate) fn runs(&self) -> Vec<PageRun> {
         let mut runs: Vec<PageRun> = Vec::new();
         for (base, word) in (0..).step_by(64).zip(&self.0) {
             let mut left = *word;
@@ -52,7 +67,7 @@ impl PageSet {
     }
 
     /// Whether it has a page.
-    pub(super) fn contains(&self, page: u64) -> bool {
+    pub(crate) fn contains(&self, page: u64) -> bool {
         let (word, bit) = place(page);
         self.0.get(word).is_some_and(|word| word & bit != 0)
     }
@@ -63,7 +78,7 @@ fn place(page: u64) -> (usize, u64) {
 }
 
 /// The longest runs of pages of `run` that `wanted` names.
-pub(super) fn runs_of(run: PageRun, mut wanted: impl FnMut(u64) -> bool) -> Vec<PageRun> {
+pub(crate) fn runs_of(run: PageRun, mut wanted: impl FnMut(u64) -> bool) -> Vec<PageRun> {
     let mut runs: Vec<PageRun> = Vec::new();
     for page in (run.first..run.first + run.count).filter(|page| wanted(*page)) {
         match runs.last_mut() {
@@ -75,7 +90,7 @@ pub(super) fn runs_of(run: PageRun, mut wanted: impl FnMut(u64) -> bool) -> Vec<
 }
 
 /// A run in pieces of at most `count` pages.
-pub(super) fn pieces_of(run: PageRun, count: u64) -> impl Iterator<Item = PageRun> {
+pub(crate) fn pieces_of(run: PageRun, count: u64) -> impl Iterator<Item = PageRun> {
     let end = run.first + run.count;
     (0..run.count.div_ceil(count)).map(move |number| {
         let first = run.first + number * count;
