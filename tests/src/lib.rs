@@ -66,6 +66,17 @@ impl Coppice {
         serde_json::from_str(&text).with_context(|| format!("not one JSON document: {text}"))
     }
 
+    /// Imports the guest's disk as `root` and boots a machine from it.
+    pub fn boot(&self, guest: &Guest, name: &str, memory_mib: u32) -> Result<()> {
+        let (disk, kernel) = (guest.disk.to_str(), guest.kernel.to_str());
+        let (disk, kernel) = disk.zip(kernel).context("the guest lies at an odd place")?;
+        self.text(&["import", disk, "--name", "root"])?;
+        let memory = memory_mib.to_string();
+        let run =
+            ["run", "--name", name, "--kernel", kernel, "--disk", "root", "--memory", &memory];
+        self.text(&run).map(drop)
+    }
+
     /// Runs a command that must fail with exit code 1 and one line, and
     /// returns that line.
     pub fn refusal<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Result<String> {

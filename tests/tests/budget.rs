@@ -11,10 +11,7 @@ const WORK: &str =
 fn a_budget_that_is_too_small_makes_slow_and_not_wrong() {
     let Some(guest) = guest() else { return };
     let coppice = Coppice::new().unwrap();
-    coppice.text(&["import", guest.disk.to_str().unwrap(), "--name", "root"]).unwrap();
-    let kernel = guest.kernel.to_str().unwrap();
-    let run = ["run", "--name", "parent", "--kernel", kernel, "--disk", "root", "--memory", "256"];
-    coppice.text(&run).unwrap();
+    coppice.boot(&guest, "parent", 256).unwrap();
     let answer = coppice.text(&["exec", "parent", "--", "sh", "-c", WORK]).unwrap();
     coppice.text(&["snapshot", "parent", "--name", "instant"]).unwrap();
     coppice.text(&["serve", "--stop"]).unwrap();

@@ -32,10 +32,7 @@ const LEFT: usize = HELD / 2;
 fn memory_that_a_guest_frees_is_gone() {
     let Some(guest) = guest() else { return };
     let coppice = Coppice::new().unwrap();
-    coppice.text(&["import", guest.disk.to_str().unwrap(), "--name", "root"]).unwrap();
-    let kernel = guest.kernel.to_str().unwrap();
-    let run = ["run", "--name", "trunk", "--kernel", kernel, "--disk", "root", "--memory", "128"];
-    coppice.json(&run).unwrap();
+    coppice.boot(&guest, "trunk", 128).unwrap();
     let holder = coppice.scratch("holder.py");
     std::fs::write(&holder, HOLDER).unwrap();
     coppice.text(&["cp", holder.to_str().unwrap(), "trunk:/root/holder.py"]).unwrap();

@@ -44,10 +44,7 @@ while True:
 fn a_machine_goes_on_while_it_is_captured_and_forked() {
     let Some(guest) = guest() else { return };
     let coppice = Coppice::new().unwrap();
-    coppice.text(&["import", guest.disk.to_str().unwrap(), "--name", "root"]).unwrap();
-    let kernel = guest.kernel.to_str().unwrap();
-    let run = ["run", "--name", "trunk", "--kernel", kernel, "--disk", "root", "--memory", "128"];
-    coppice.json(&run).unwrap();
+    coppice.boot(&guest, "trunk", 128).unwrap();
     counts(&coppice);
     grows_while_it_counts(&coppice);
     disks_and_memory_are_of_one_instant(&coppice);

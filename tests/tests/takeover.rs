@@ -41,10 +41,7 @@ const DISK: &str =
 fn machines_go_on_when_their_page_server_is_killed() {
     let Some(guest) = guest() else { return };
     let coppice = Coppice::new().unwrap();
-    coppice.text(&["import", guest.disk.to_str().unwrap(), "--name", "root"]).unwrap();
-    let kernel = guest.kernel.to_str().unwrap();
-    let run = ["run", "--name", "first", "--kernel", kernel, "--disk", "root", "--memory", "128"];
-    coppice.json(&run).unwrap();
+    coppice.boot(&guest, "first", 128).unwrap();
     works(&coppice);
     coppice.json(&["snapshot", "first", "--name", "base"]).unwrap();
     coppice.text(&["rm", "--force", "first"]).unwrap();
