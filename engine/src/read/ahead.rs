@@ -9,7 +9,7 @@ use super::coalesce::{Request, coalesce};
 use super::map::{FrameRef, PageMap};
 use super::page_reader::PageReader;
 use crate::id::PackId;
-use crate::units::{to_u64, to_usize};
+use crate::units::to_usize;
 
 /// Stored bytes of frames.
 #[derive(Debug, Default)]
@@ -34,12 +34,6 @@ impl ReadAhead {
         let begin = to_usize(at.offset.checked_sub(part.offset)?);
         let end = begin.checked_add(to_usize(u64::from(at.len)))?;
         if part.pack == at.pack { part.bytes.get(begin..end) } else { None }
-    }
-
-    /// How many requests it took.
-    #[must_use]
-    pub fn requests(&self) -> u64 {
-        to_u64(self.parts.len())
     }
 }
 
